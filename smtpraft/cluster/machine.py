@@ -1,0 +1,106 @@
+"""What a replicated state machine must offer to run on a cluster, and what it is given.
+
+All methods are called on one worker thread, never on the event loop and never two at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from smtpraft.types import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One replicated command, applied at most once however often it was proposed.
+
+    `stamp` is milliseconds since the epoch as the leader saw it when it appended the entry: the only clock a machine may
+    look at, and it never goes back. `crc` is the entry's checksum, for a digest that need not read the bytes again.
+    """
+
+    index: int
+    term: int
+    stamp: int
+    crc: int
+    node: NodeId
+    """The node that proposed it."""
+    data: bytes
+    """The command as given to `Node.replicate`."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUp:
+    """`node` has (re)started or come back: what it proposes counts from here on. `index` is its new incarnation."""
+
+    index: int
+    term: int
+    stamp: int
+    crc: int
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDown:
+    """`node` holds no lease any more; whatever it owned belongs to others. `live` are the nodes that can take over, in order."""
+
+    index: int
+    term: int
+    stamp: int
+    crc: int
+    node: NodeId
+    live: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An entry that changes nothing: a leader's empty entry, a repeat, a cancelled command, a membership change."""
+
+    index: int
+    term: int
+    stamp: int
+    crc: int
+
+
+Item = Command | NodeUp | NodeDown | Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """How far a machine is: the last index it applied and the cluster's own notes, both of one transaction."""
+
+    index: int
+    notes: bytes
+
+
+class StateMachine(Protocol):
+    """A deterministic machine: the same items give the same state on every node.
+
+    No clock but the items' stamps, no randomness, no iteration over unordered sets, no local configuration, no floats.
+    """
+
+    def open(self) -> Applied:
+        """Return what survived the last run. A fresh machine answers `Applied(0, b"")`."""
+
+    def apply(self, items: Sequence[Item], notes: bytes) -> Sequence[object]:
+        """Apply contiguous items in order, and store the last index and `notes` in the same transaction.
+
+        Returns one result an item. `Node.replicate` hands the result of its command to its caller, on the proposing node.
+        An exception stops the node: it is for a broken machine, never for a bad command (that is a result).
+        """
+
+    def checkpoint(self) -> int:
+        """Make what was applied survive power loss; return the index up to which it does. The log may be cut there."""
+
+    def before_compaction(self, to_index: int) -> None:
+        """The log is about to forget entries up to `to_index`: copy what is still needed of them. May read entries."""
+
+    def digest(self) -> tuple[int, int]:
+        """Return (index, first 8 bytes of the digest at it) of the newest digest point, or (0, 0).
+
+        Points are indexes that every node reaches alike (every 64th index, say), so that nodes can compare.
+        """
+
+    def close(self) -> None:
+        """Release files. Nothing else is called afterwards."""

@@ -1,0 +1,159 @@
+"""What the consensus core is told and what it answers: plain values, no behaviour.
+
+A message names entries by *range*; the bytes stay in the `fastlog.Log` that core and driver share, encoded once. On the
+receiving side an APP carries the bytes as they came (`block`), and a PROP carries payloads that have no index yet.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from smtpraft.types import NO_NODE, NodeId
+
+
+class MessageType(enum.IntEnum):
+    """The message types of the reference implementation, with its numbers."""
+
+    HUP = 0
+    BEAT = 1
+    PROP = 2
+    APP = 3
+    APP_RESP = 4
+    VOTE = 5
+    VOTE_RESP = 6
+    SNAP = 7
+    HEARTBEAT = 8
+    HEARTBEAT_RESP = 9
+    UNREACHABLE = 10
+    SNAP_STATUS = 11
+    CHECK_QUORUM = 12
+    TRANSFER_LEADER = 13
+    TIMEOUT_NOW = 14
+    READ_INDEX = 15
+    READ_INDEX_RESP = 16
+    PRE_VOTE = 17
+    PRE_VOTE_RESP = 18
+    STORAGE_APPEND = 19
+    STORAGE_APPEND_RESP = 20
+    STORAGE_APPLY = 21
+    STORAGE_APPLY_RESP = 22
+    FORGET_LEADER = 23
+
+
+APPEND_THREAD: Final = NodeId("<append>")
+APPLY_THREAD: Final = NodeId("<apply>")
+"""Pseudo ids of the driver's two workers; no real node id may contain these characters."""
+
+
+class Role(enum.Enum):
+    """What a node is in its term (Raft §5.1; thesis §9.6 for pre-candidates)."""
+
+    FOLLOWER = "follower"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+    PRE_CANDIDATE = "pre-candidate"
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What must be on disk before an answer leaves (Raft Figure 2)."""
+
+    term: int = 0
+    vote: NodeId = NO_NODE
+    commit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SoftState:
+    """What need not be stored."""
+
+    leader_id: NodeId
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class ConfState:
+    """A membership: `voters` and, while joint, `voters_outgoing` (Raft thesis §4.3). Members in `node_order`."""
+
+    voters: tuple[NodeId, ...] = ()
+    learners: tuple[NodeId, ...] = ()
+    voters_outgoing: tuple[NodeId, ...] = ()
+    learners_next: tuple[NodeId, ...] = ()
+    auto_leave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """Names a snapshot: the state after `index`, whose entry had `term`. `data` is opaque to consensus."""
+
+    index: int
+    term: int
+    conf_state: ConfState
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRange:
+    """Entries `first` to `last` inclusive; both 0 = none."""
+
+    first: int = 0
+    last: int = 0
+
+    def __bool__(self) -> bool:
+        return self.last > 0
+
+
+NO_ENTRIES: Final = EntryRange()
+
+
+@dataclass(slots=True)
+class Message:
+    """One struct for all types, as in the reference implementation; what a type does not use is zero."""
+
+    type: MessageType
+    to: NodeId = NO_NODE
+    sender: NodeId = NO_NODE
+    term: int = 0
+    log_term: int = 0
+    index: int = 0
+    commit: int = 0
+    vote: NodeId = NO_NODE
+    reject: bool = False
+    reject_hint: int = 0
+    context: bytes = b""
+    entries: EntryRange = NO_ENTRIES
+    block: bytes = b""
+    """APP as received: the encoded entries after `index`."""
+    payloads: tuple[tuple[int, bytes], ...] = ()
+    """PROP: (kind, payload) of each proposal; they get index and term from the leader."""
+    snapshot: SnapshotMeta | None = None
+    responses: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadState:
+    """A read asked for with `context` is safe once the state machine has applied `index` (Raft §8)."""
+
+    index: int
+    context: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the driver does next. With asynchronous storage all of it is in `messages`.
+
+    `messages` may leave at once, in order; STORAGE_APPEND and STORAGE_APPLY go to the two workers, and their responses
+    only after the write is durable, or applied: a vote is on disk before the answer leaves, or a restarted node could
+    vote twice (Raft Figure 2).
+    """
+
+    soft_state: SoftState | None
+    hard_state: HardState | None
+    read_states: tuple[ReadState, ...]
+    entries: EntryRange
+    snapshot: SnapshotMeta | None
+    committed: EntryRange
+    messages: tuple[Message, ...]
+    must_sync: bool
