@@ -1,16 +1,41 @@
-"""Every setting, with its unit, default and range; from a TOML file and the environment.
+"""Every setting, with its unit, default and range, and the rules that tie them together.
 
-Order of precedence: environment (`SMTPRAFT_CLUSTER__ELECTION_TIMEOUT_MS=…`), file, default. Strict: an unknown key is an
-error that names it. Secrets come from files, never from here.
+`smtpraft.cli.settings` reads them from a TOML file and the environment. Secrets come from files, never from here: a
+setting holds the name of the file.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
 import msgspec
+
+from smtpraft.types import NodeId, parse_node_id
+
+MIB: Final = 1024 * 1024
+SECRET_BYTES_MIN: Final = 16
+TOKEN_BYTES_MIN: Final = 16
+ELECTIONS: Final = ("raft", "lowest-id")
+LOOPS: Final = ("uvloop", "asyncio")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
+ROUTE_SCHEMES: Final = ("smtp", "lmtp", "lmtp+unix", "maildir", "discard")
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; the text names the setting and says what it must be."""
+    """The configuration cannot be used; each of `problems` names the setting and says what it must be."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,7 +50,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[cluster]`"""
 
     name: str = "smtpraft"
-    listen: str = "127.0.0.1:5001"
+    listen: str = "127.0.0.1:5001"  # not opened by a node without peers
     peers: list[str] = []
     secret_file: str = ""
     election: str = "raft"
@@ -35,31 +60,31 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease_ms: int = 2000
     max_log_entries: int = 10_000
     snapshot_threshold: int = 5_000
-    snapshot_threshold_bytes: int = 256 * 1024 * 1024
-    segment_bytes: int = 64 * 1024 * 1024
-    log_cache_bytes: int = 64 * 1024 * 1024
-    max_append_bytes: int = 1024 * 1024
-    max_inflight_bytes: int = 16 * 1024 * 1024
-    max_pending_bytes: int = 128 * 1024 * 1024
+    snapshot_threshold_bytes: int = 256 * MIB
+    segment_bytes: int = 64 * MIB
+    log_cache_bytes: int = 64 * MIB
+    max_append_bytes: int = MIB
+    max_inflight_bytes: int = 16 * MIB
+    max_pending_bytes: int = 128 * MIB
 
 
 class SmtpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[smtp]`"""
 
-    listen: list[str] = ["127.0.0.1:2525"]
+    listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1:2525"])
     hostname: str = "localhost"
     max_message_bytes: int = 52_428_800
     max_recipients: int = 1000
     max_connections: int = 1000
     max_connections_per_client: int = 200
     max_received_headers: int = 100  # RFC 5321 §6.3
-    relay_networks: list[str] = ["127.0.0.0/8", "::1/128"]
+    relay_networks: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.0/8", "::1/128"])
     local_domains: list[str] = []  # domains for which anybody may submit (they are delivered by `delivery.routes`)
     postmaster: str = ""  # where mail to a bare `postmaster` goes; empty: postmaster@hostname
     command_timeout_s: float = 300.0  # RFC 5321 §4.5.3.2.7
     data_timeout_s: float = 180.0  # per block, RFC 5321 §4.5.3.2.5
     commit_timeout_s: float = 10.0  # final dot to a majority's sync
-    max_inflight_bytes: int = 128 * 1024 * 1024  # message bytes held in memory by all sessions
+    max_inflight_bytes: int = 128 * MIB  # message bytes held in memory by all sessions
 
 
 class RouteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,9 +98,9 @@ class DeliverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[delivery]`"""
 
     routes: list[RouteSettings] = []  # empty: a Maildir below the data directory
-    retry_s: list[float] = [60, 300, 900, 1800, 3600]
+    retry_s: list[float] = msgspec.field(default_factory=lambda: [60.0, 300.0, 900.0, 1800.0, 3600.0])
     retry_jitter_percent: int = 10
-    expire_s: float = 432_000
+    expire_s: float = 432_000.0
     connections_per_route: int = 8
     messages_per_connection: int = 1000
     connect_timeout_s: float = 30.0
@@ -87,6 +112,7 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[admin]`"""
 
     listen: str = "127.0.0.1:8025"
+    token_file: str = ""  # needed when `listen` is not a loopback address
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,9 +125,320 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything one node is told."""
 
-    node: NodeSettings = NodeSettings()
-    cluster: ClusterSettings = ClusterSettings()
-    smtp: SmtpSettings = SmtpSettings()
-    delivery: DeliverySettings = DeliverySettings()
-    admin: AdminSettings = AdminSettings()
-    log: LogSettings = LogSettings()
+    node: NodeSettings = msgspec.field(default_factory=NodeSettings)
+    cluster: ClusterSettings = msgspec.field(default_factory=ClusterSettings)
+    smtp: SmtpSettings = msgspec.field(default_factory=SmtpSettings)
+    delivery: DeliverySettings = msgspec.field(default_factory=DeliverySettings)
+    admin: AdminSettings = msgspec.field(default_factory=AdminSettings)
+    log: LogSettings = msgspec.field(default_factory=LogSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address; `host` is a name or an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Can only this machine reach it? A name other than `localhost` is taken to be elsewhere."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another member of the cluster and where it listens for nodes."""
+
+    id: NodeId
+    address: Address
+
+
+def parse_address(text: str, port_min: int = 0) -> Address:
+    """Return `host:port` or `[ipv6]:port` as an address. Port 0 means any free one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in '[::1]:2525'")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not port_min <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is no address: write host:port with a port of {port_min} to 65535")
+    return Address(host, int(port))
+
+
+def parse_peer(text: str) -> Peer:
+    """Return `id=host:port` as a peer; `host:port` alone means that the id is the host name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    id_text, equals, address_text = text.partition("=")
+    address = parse_address(address_text if equals else text, port_min=1)
+    return Peer(parse_node_id(id_text if equals else address.host), address)
+
+
+def peers(settings: ClusterSettings) -> tuple[Peer, ...]:
+    """Return the other members, as `settings` of a checked configuration names them."""
+    return tuple(parse_peer(text) for text in settings.peers)
+
+
+def routes(config: Config) -> list[RouteSettings]:
+    """Return the routes in force: the configured ones, or one into a Maildir below the data directory."""
+    if config.delivery.routes:
+        return config.delivery.routes
+    mail = Path(config.node.data_dir).resolve() / "mail"
+    return [RouteSettings("*", f"maildir://{mail}/{{domain}}/{{local_part}}")]
+
+
+def read_secret(path: str, setting: str, bytes_min: int = SECRET_BYTES_MIN) -> bytes:
+    """Return the contents of a secret file without the white space around them.
+
+    Raises:
+        ConfigError: it cannot be read, or is too short to be a secret. The text never holds the secret.
+    """
+    try:
+        secret = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{setting} = {path!r}: cannot read it: {error.strerror}") from None
+    if len(secret) < bytes_min:
+        hint = "make one with: openssl rand -hex 32"
+        raise ConfigError(
+            f"{setting} = {path!r}: it holds {len(secret)} bytes, at least {bytes_min} are needed ({hint})"
+        )
+    return secret
+
+
+# Rules: what the values must be, alone and together.
+
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "cluster.election_timeout_ms": (20, 60_000),
+    "cluster.heartbeat_interval_ms": (5, 30_000),
+    "cluster.tick_ms": (1, 1000),
+    "cluster.lease_ms": (100, 600_000),
+    "cluster.max_log_entries": (10, 100_000_000),
+    "cluster.snapshot_threshold": (10, 100_000_000),
+    "cluster.snapshot_threshold_bytes": (MIB, 1 << 50),
+    "cluster.segment_bytes": (MIB, 4096 * MIB),
+    "cluster.log_cache_bytes": (MIB, 1 << 40),
+    "cluster.max_append_bytes": (64 * 1024, 64 * MIB),
+    "cluster.max_inflight_bytes": (MIB, 1 << 40),
+    "cluster.max_pending_bytes": (MIB, 1 << 40),
+    "smtp.max_message_bytes": (
+        64 * 1024,
+        1 << 31,
+    ),  # RFC 5321 §4.5.3.1.7: 64 KiB at least
+    "smtp.max_recipients": (100, 100_000),  # RFC 5321 §4.5.3.1.8: 100 at least
+    "smtp.max_connections": (1, 1_000_000),
+    "smtp.max_connections_per_client": (1, 1_000_000),
+    "smtp.max_received_headers": (10, 10_000),
+    "smtp.command_timeout_s": (1, 86_400),
+    "smtp.data_timeout_s": (1, 86_400),
+    "smtp.commit_timeout_s": (
+        0.5,
+        300,
+    ),  # far below the ten minutes of RFC 5321 §4.5.3.2.6
+    "smtp.max_inflight_bytes": (MIB, 1 << 40),
+    "delivery.retry_jitter_percent": (0, 100),
+    "delivery.expire_s": (1, 31_536_000),
+    "delivery.connections_per_route": (1, 10_000),
+    "delivery.messages_per_connection": (1, 1_000_000),
+    "delivery.connect_timeout_s": (0.1, 3600),
+    "delivery.command_timeout_s": (0.1, 3600),
+    "delivery.idle_timeout_s": (0, 3600),
+}
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "node.loop": LOOPS,
+    "cluster.election": ELECTIONS,
+    "log.level": LOG_LEVELS,
+    "log.format": LOG_FORMATS,
+}
+
+
+def find_problems(config: Config) -> list[str]:
+    """Return what makes `config` unusable, one line each: `[section] key = value: what it must be`."""
+    return [
+        *_range_problems(config),
+        *_cluster_problems(config),
+        *_mail_problems(config),
+    ]
+
+
+def _say(config: Config, section: str, key: str, rule: str) -> str:
+    value = getattr(getattr(config, section), key)
+    return f"[{section}] {key} = {json.dumps(msgspec.to_builtins(value), ensure_ascii=False)}: {rule}"
+
+
+def _range_problems(config: Config) -> Iterator[str]:
+    for name, (low, high) in _RANGES.items():
+        section, _, key = name.partition(".")
+        if not low <= getattr(getattr(config, section), key) <= high:
+            yield _say(config, section, key, f"must be {low} to {high}")
+    for name, choices in _CHOICES.items():
+        section, _, key = name.partition(".")
+        if getattr(getattr(config, section), key) not in choices:
+            yield _say(config, section, key, f"must be {' or '.join(map(json.dumps, choices))}")
+
+
+def _cluster_problems(config: Config) -> Iterator[str]:
+    cluster = config.cluster
+    try:
+        parse_node_id(config.node.id)
+    except ValueError as error:
+        yield f"[node] id: {error}"
+    if not config.node.data_dir:
+        yield _say(config, "node", "data_dir", "must name a directory")
+    if not cluster.name:
+        yield _say(
+            config,
+            "cluster",
+            "name",
+            "must not be empty; nodes of one cluster share it",
+        )
+    addresses = []
+    ids = [config.node.id]
+    try:
+        addresses.append(parse_address(cluster.listen))
+    except ValueError as error:
+        yield f"[cluster] listen: {error}"
+    for text in cluster.peers:
+        try:
+            peer = parse_peer(text)
+        except ValueError as error:
+            yield f'[cluster] peers: {error}; write "id=host:port"'
+            continue
+        addresses.append(peer.address)
+        if peer.id in ids:
+            whose = "is this node itself; list only the others" if peer.id == config.node.id else "is listed twice"
+            yield f"[cluster] peers: {text!r}: {peer.id} {whose}"
+        ids.append(peer.id)
+    if cluster.peers and not cluster.secret_file and not all(address.is_loopback for address in addresses):
+        yield (
+            '[cluster] secret_file = "": nodes on other machines prove a shared secret; '
+            "name a file that holds the same secret on every node (make one with: openssl rand -hex 32)"
+        )
+    if cluster.heartbeat_interval_ms * 2 > cluster.election_timeout_ms:
+        most = cluster.election_timeout_ms // 2
+        yield _say(
+            config,
+            "cluster",
+            "heartbeat_interval_ms",
+            f"must be at most half of election_timeout_ms, {most}",
+        )
+    for key in ("election_timeout_ms", "heartbeat_interval_ms"):
+        if cluster.tick_ms > 0 and getattr(cluster, key) % cluster.tick_ms:
+            yield _say(
+                config,
+                "cluster",
+                key,
+                f"must be a multiple of tick_ms, {cluster.tick_ms}",
+            )
+    if cluster.lease_ms <= 2 * cluster.election_timeout_ms:
+        yield _say(
+            config,
+            "cluster",
+            "lease_ms",
+            f"must be above twice election_timeout_ms, {2 * cluster.election_timeout_ms}, "
+            "or every election would move the queue",
+        )
+
+
+def _mail_problems(config: Config) -> Iterator[str]:
+    if not config.smtp.listen:
+        yield _say(config, "smtp", "listen", "must name at least one address")
+    for key, texts in (("smtp", config.smtp.listen), ("admin", [config.admin.listen])):
+        for text in texts:
+            try:
+                parse_address(text)
+            except ValueError as error:
+                yield f"[{key}] listen: {error}"
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}|\[[0-9A-Za-z.:]+]", config.smtp.hostname):
+        yield _say(
+            config,
+            "smtp",
+            "hostname",
+            "must be the name this server says in its greeting and in EHLO",
+        )
+    for network in config.smtp.relay_networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            yield f"[smtp] relay_networks: {error}; write it as in '10.0.0.0/8' or '2001:db8::/32'"
+    if config.smtp.max_inflight_bytes < config.smtp.max_message_bytes:
+        yield _say(
+            config,
+            "smtp",
+            "max_inflight_bytes",
+            "must be at least smtp.max_message_bytes, or the largest never fits",
+        )
+    for route in config.delivery.routes:
+        yield from _route_problems(route)
+    if not config.delivery.retry_s or not all(0.1 <= wait <= 2_592_000 for wait in config.delivery.retry_s):
+        yield _say(
+            config,
+            "delivery",
+            "retry_s",
+            "must be a list of waits in seconds, 0.1 to 2592000 each",
+        )
+    if not config.admin.token_file and _reaches_outside(config.admin.listen):
+        yield _say(
+            config,
+            "admin",
+            "listen",
+            "is reachable from other machines; set admin.token_file, or listen on 127.0.0.1",
+        )
+
+
+def _route_problems(route: RouteSettings) -> Iterator[str]:
+    name = f"[delivery] routes: {route.domain!r} to {route.to!r}"
+    scheme = route.to.partition(":")[0]
+    if not route.domain:
+        yield f"{name}: domain must be a domain, '.example.org' for its subdomains, or '*' for any"
+    if scheme not in ROUTE_SCHEMES:
+        yield f"{name}: must start with {': or '.join(ROUTE_SCHEMES)}:"
+        return
+    try:
+        url = urlsplit(route.to)
+        needs_host = scheme in ("smtp", "lmtp")
+        if needs_host and (not url.hostname or url.port == 0):
+            yield f"{name}: write {scheme}://host:port"
+        elif scheme in ("maildir", "lmtp+unix") and not url.path.startswith("/"):
+            yield f"{name}: write {scheme}:///absolute/path"
+    except ValueError as error:
+        yield f"{name}: {error}"
+
+
+def _reaches_outside(listen: str) -> bool:
+    try:
+        return not parse_address(listen).is_loopback
+    except ValueError:
+        return False  # reported by itself
+
+
+def find_warnings(config: Config) -> Iterator[str]:
+    """Yield what works but deserves a look."""
+    if config.cluster.election == "lowest-id":
+        yield "cluster.election is lowest-id: unsafe under partitions, for development and tests only"
+    if config.cluster.peers and len(config.cluster.peers) % 2:
+        members = len(config.cluster.peers) + 1
+        yield f"{members} nodes survive the loss of {(members - 1) // 2}, no more than {members - 1} nodes would"
+    if config.smtp.hostname == "localhost" and any(_reaches_outside(text) for text in config.smtp.listen):
+        yield "smtp.hostname is localhost while smtp.listen is reachable from other machines; set the server's own name"
+    for network in config.smtp.relay_networks:
+        if ipaddress.ip_network(network).prefixlen == 0:
+            yield f"smtp.relay_networks has {network}: anyone who can connect may relay through this server"
+    for setting, path in (
+        ("cluster.secret_file", config.cluster.secret_file),
+        ("admin.token_file", config.admin.token_file),
+    ):
+        if path and os.path.exists(path) and os.stat(path).st_mode & 0o007:
+            yield f"{setting} {path} can be read by every user of this machine; chmod 640 or less"
