@@ -1,7 +1,7 @@
 """The door to the hot paths: the compiled half `_fastlog` where there is one, else its plain twin `_purelog`.
 
-`SMTPRAFT_PURE=1` in the environment asks for the plain one. A compiled half that is there but does not load is an error,
-not a reason to run a hundred times slower: only its absence is.
+`SMTPRAFT_PURE=1` in the environment asks for the plain one. A compiled half that is there but does not load is an
+error, not a reason to run a hundred times slower: only its absence is.
 """
 
 from __future__ import annotations

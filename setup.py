@@ -1,0 +1,39 @@
+"""The extensions; everything that is static stands in pyproject.toml.
+
+SMTPRAFT_NO_EXTENSIONS=1       builds the plain-Python half only.
+SMTPRAFT_REQUIRE_EXTENSIONS=1  makes a failing compiler an error; without it the plain half is installed alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from setuptools import Extension, setup
+
+
+def asked_for(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def extensions() -> list[Extension]:
+    required = asked_for("SMTPRAFT_REQUIRE_EXTENSIONS")
+    if asked_for("SMTPRAFT_NO_EXTENSIONS") or platform.python_implementation() != "CPython":
+        if required:
+            raise SystemExit("SMTPRAFT_REQUIRE_EXTENSIONS is set, but this build has no extensions")
+        return []
+    from Cython.Build import cythonize
+
+    fastlog = Extension(
+        "smtpraft._fastlog",
+        ["smtpraft/_fastlog.pyx"],
+        depends=["smtpraft/_crc32c.h"],
+        extra_compile_args=["-O3", "-fno-strict-aliasing"],
+        optional=not required,
+    )
+    # force: a .c file from another version of Cython or of the .pyx must never be compiled.
+    built: list[Extension] = cythonize([fastlog], force=True, language_level=3)
+    return built
+
+
+setup(ext_modules=extensions())
