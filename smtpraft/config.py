@@ -14,20 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
-from smtpraft.types import NodeId, parse_node_id
+from smtpraft.types import parse_node_id
 
 MIB: Final = 1024 * 1024
-SECRET_BYTES_MIN: Final = 16
-TOKEN_BYTES_MIN: Final = 16
 ELECTIONS: Final = ("raft", "lowest-id")
 LOOPS: Final = ("uvloop", "asyncio")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
-ROUTE_SCHEMES: Final = ("smtp", "lmtp", "lmtp+unix", "maildir", "discard")
 
 
 class ConfigError(ValueError):
@@ -152,15 +148,7 @@ class Address:
             return self.host == "localhost"
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another member of the cluster and where it listens for nodes."""
-
-    id: NodeId
-    address: Address
-
-
-def parse_address(text: str, port_min: int = 0) -> Address:
+def parse_address(text: str) -> Address:
     """Return `host:port` or `[ipv6]:port` as an address. Port 0 means any free one.
 
     Raises:
@@ -171,25 +159,9 @@ def parse_address(text: str, port_min: int = 0) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in '[::1]:2525'")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not port_min <= int(port) <= 65535:
-        raise ValueError(f"{text!r} is no address: write host:port with a port of {port_min} to 65535")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is no address: write host:port with a port of 0 to 65535")
     return Address(host, int(port))
-
-
-def parse_peer(text: str) -> Peer:
-    """Return `id=host:port` as a peer; `host:port` alone means that the id is the host name.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    id_text, equals, address_text = text.partition("=")
-    address = parse_address(address_text if equals else text, port_min=1)
-    return Peer(parse_node_id(id_text if equals else address.host), address)
-
-
-def peers(settings: ClusterSettings) -> tuple[Peer, ...]:
-    """Return the other members, as `settings` of a checked configuration names them."""
-    return tuple(parse_peer(text) for text in settings.peers)
 
 
 def routes(config: Config) -> list[RouteSettings]:
@@ -198,24 +170,6 @@ def routes(config: Config) -> list[RouteSettings]:
         return config.delivery.routes
     mail = Path(config.node.data_dir).resolve() / "mail"
     return [RouteSettings("*", f"maildir://{mail}/{{domain}}/{{local_part}}")]
-
-
-def read_secret(path: str, setting: str, bytes_min: int = SECRET_BYTES_MIN) -> bytes:
-    """Return the contents of a secret file without the white space around them.
-
-    Raises:
-        ConfigError: it cannot be read, or is too short to be a secret. The text never holds the secret.
-    """
-    try:
-        secret = Path(path).read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{setting} = {path!r}: cannot read it: {error.strerror}") from None
-    if len(secret) < bytes_min:
-        hint = "make one with: openssl rand -hex 32"
-        raise ConfigError(
-            f"{setting} = {path!r}: it holds {len(secret)} bytes, at least {bytes_min} are needed ({hint})"
-        )
-    return secret
 
 
 # Rules: what the values must be, alone and together.
@@ -265,7 +219,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def find_problems(config: Config) -> list[str]:
-    """Return what makes `config` unusable, one line each: `[section] key = value: what it must be`."""
+    """Return what makes `config` unusable, one line each: `section.key = value: what it must be`."""
     return [
         *_range_problems(config),
         *_cluster_problems(config),
@@ -275,7 +229,7 @@ def find_problems(config: Config) -> list[str]:
 
 def _say(config: Config, section: str, key: str, rule: str) -> str:
     value = getattr(getattr(config, section), key)
-    return f"[{section}] {key} = {json.dumps(msgspec.to_builtins(value), ensure_ascii=False)}: {rule}"
+    return f"{section}.{key} = {json.dumps(msgspec.to_builtins(value), ensure_ascii=False)}: {rule}"
 
 
 def _range_problems(config: Config) -> Iterator[str]:
@@ -294,7 +248,7 @@ def _cluster_problems(config: Config) -> Iterator[str]:
     try:
         parse_node_id(config.node.id)
     except ValueError as error:
-        yield f"[node] id: {error}"
+        yield f"node.id: {error}"
     if not config.node.data_dir:
         yield _say(config, "node", "data_dir", "must name a directory")
     if not cluster.name:
@@ -303,28 +257,6 @@ def _cluster_problems(config: Config) -> Iterator[str]:
             "cluster",
             "name",
             "must not be empty; nodes of one cluster share it",
-        )
-    addresses = []
-    ids = [config.node.id]
-    try:
-        addresses.append(parse_address(cluster.listen))
-    except ValueError as error:
-        yield f"[cluster] listen: {error}"
-    for text in cluster.peers:
-        try:
-            peer = parse_peer(text)
-        except ValueError as error:
-            yield f'[cluster] peers: {error}; write "id=host:port"'
-            continue
-        addresses.append(peer.address)
-        if peer.id in ids:
-            whose = "is this node itself; list only the others" if peer.id == config.node.id else "is listed twice"
-            yield f"[cluster] peers: {text!r}: {peer.id} {whose}"
-        ids.append(peer.id)
-    if cluster.peers and not cluster.secret_file and not all(address.is_loopback for address in addresses):
-        yield (
-            '[cluster] secret_file = "": nodes on other machines prove a shared secret; '
-            "name a file that holds the same secret on every node (make one with: openssl rand -hex 32)"
         )
     if cluster.heartbeat_interval_ms * 2 > cluster.election_timeout_ms:
         most = cluster.election_timeout_ms // 2
@@ -360,7 +292,7 @@ def _mail_problems(config: Config) -> Iterator[str]:
             try:
                 parse_address(text)
             except ValueError as error:
-                yield f"[{key}] listen: {error}"
+                yield f"{key}.listen: {error}"
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}|\[[0-9A-Za-z.:]+]", config.smtp.hostname):
         yield _say(
             config,
@@ -372,7 +304,7 @@ def _mail_problems(config: Config) -> Iterator[str]:
         try:
             ipaddress.ip_network(network)
         except ValueError as error:
-            yield f"[smtp] relay_networks: {error}; write it as in '10.0.0.0/8' or '2001:db8::/32'"
+            yield f"smtp.relay_networks: {error}; write it as in '10.0.0.0/8' or '2001:db8::/32'"
     if config.smtp.max_inflight_bytes < config.smtp.max_message_bytes:
         yield _say(
             config,
@@ -380,8 +312,6 @@ def _mail_problems(config: Config) -> Iterator[str]:
             "max_inflight_bytes",
             "must be at least smtp.max_message_bytes, or the largest never fits",
         )
-    for route in config.delivery.routes:
-        yield from _route_problems(route)
     if not config.delivery.retry_s or not all(0.1 <= wait <= 2_592_000 for wait in config.delivery.retry_s):
         yield _say(
             config,
@@ -396,25 +326,6 @@ def _mail_problems(config: Config) -> Iterator[str]:
             "listen",
             "is reachable from other machines; set admin.token_file, or listen on 127.0.0.1",
         )
-
-
-def _route_problems(route: RouteSettings) -> Iterator[str]:
-    name = f"[delivery] routes: {route.domain!r} to {route.to!r}"
-    scheme = route.to.partition(":")[0]
-    if not route.domain:
-        yield f"{name}: domain must be a domain, '.example.org' for its subdomains, or '*' for any"
-    if scheme not in ROUTE_SCHEMES:
-        yield f"{name}: must start with {': or '.join(ROUTE_SCHEMES)}:"
-        return
-    try:
-        url = urlsplit(route.to)
-        needs_host = scheme in ("smtp", "lmtp")
-        if needs_host and (not url.hostname or url.port == 0):
-            yield f"{name}: write {scheme}://host:port"
-        elif scheme in ("maildir", "lmtp+unix") and not url.path.startswith("/"):
-            yield f"{name}: write {scheme}:///absolute/path"
-    except ValueError as error:
-        yield f"{name}: {error}"
 
 
 def _reaches_outside(listen: str) -> bool:

@@ -1,0 +1,309 @@
+"""The admin API over HTTP.
+
+    GET  /livez /readyz /healthz   probes, without a token     GET  /v1/queue            list, ?limit= ?after=
+    GET  /metrics                  Prometheus                  GET  /v1/queue/ID[/body]  one message
+    GET  /v1/status                this node                   POST /v1/queue/ACTION     {"ids": […]} or {"all": true}
+    POST /v1/leader/transfer       {"to": "node-2"} or {}      ACTION: hold release delete flush
+
+Nothing changes by GET. On a loopback address there is no token; then a request must name the host as an address or
+`localhost` and a POST must be JSON, so that no web page in an operator's browser can reach in here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from aiohttp import web
+from prometheus_client import Metric
+
+from smtpraft.admin.metrics import CONTENT_TYPE, render
+from smtpraft.admin.views import JsonObject, message_view, status_view
+from smtpraft.cluster.status import NodeStatus
+from smtpraft.config import AdminSettings, ConfigError, parse_address
+from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.spool.client import SpoolClient
+from smtpraft.spool.types import MessageId, MessageNotFound, parse_message_id
+from smtpraft.types import NodeId
+
+log = logging.getLogger(__name__)
+
+REQUEST_BYTES_MAX: Final = 1024 * 1024
+PAGE_MESSAGES: Final = 100
+PAGE_MESSAGES_MAX: Final = 1000
+IDS_MAX: Final = 10_000
+COMMIT_TIMEOUT_S: Final = 5.0
+HEALTH_TIMEOUT_S: Final = 2.0
+_PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AdminNode(Protocol):
+    """What the API needs of `cluster.Node`."""
+
+    def status(self) -> NodeStatus: ...
+
+    def has_quorum(self) -> bool: ...
+
+    async def read_index(self, *, deadline_s: float | None = None) -> int: ...
+
+    async def transfer_leadership(self, to: NodeId | None = None) -> None: ...
+
+
+class Admin:
+    """Answers for one node. `draining` is set by the daemon when it begins to stop."""
+
+    def __init__(
+        self,
+        settings: AdminSettings,
+        node: AdminNode,
+        client: SpoolClient,
+        *,
+        digest: Callable[[], tuple[int, int]],
+        compiled: bool,
+        metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
+        token: bytes = b"",
+    ) -> None:
+        address = parse_address(settings.listen)
+        if not token and not address.is_loopback:
+            raise ConfigError(
+                f"admin.listen = {settings.listen!r} is reachable from other machines; set admin.token_file"
+            )
+        self.draining = False
+        self._address = address
+        self._node = node
+        self._client = client
+        self._digest = digest
+        self._compiled = compiled
+        self._metrics = metrics
+        self._token = token
+        self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        app = web.Application(middlewares=[self._guard], client_max_size=REQUEST_BYTES_MAX)
+        app.add_routes(
+            [
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+                web.get("/healthz", self._healthz),
+                web.get("/metrics", self._get_metrics),
+                web.get("/v1/status", self._get_status),
+                web.get("/v1/queue", self._get_queue),
+                web.get("/v1/queue/{id}", self._get_message),
+                web.get("/v1/queue/{id}/body", self._get_body),
+                web.post("/v1/queue/{action:hold|release|delete|flush}", self._post_action),
+                web.post("/v1/leader/transfer", self._post_transfer),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, self._address.host, self._address.port, reuse_address=True)
+        await self._site.start()
+
+    async def stop(self) -> None:
+        """Close the listener and what is left of connections."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @property
+    def port(self) -> int:
+        """The port in use, also when the setting asked for any."""
+        assert self._runner is not None
+        return int(self._runner.addresses[0][1])
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if request.path not in _PROBES:
+                self._check_access(request)
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status < 400 or error.content_type == "application/json":
+                raise
+            return _problem(error.status, error.reason.lower())
+        except MessageNotFound:
+            return _problem(404, "no such message in the queue")
+        except NotReplicated as error:
+            return _problem(503, f"the cluster did not take it: {error}", "not-replicated")
+        except (OutcomeUnknown, TimeoutError):
+            return _problem(503, "no majority answered in time; it may be repeated", "outcome-unknown")
+        except Stopped:
+            return _problem(503, "this node is stopping", "stopping")
+
+    def _check_access(self, request: web.Request) -> None:
+        if self._token:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+                raise _refusal(web.HTTPUnauthorized, "a bearer token is needed: see admin.token_file")
+            return
+        try:
+            host = parse_address(
+                request.host if request.host.rpartition(":")[2].isdigit() else f"{request.host}:80"
+            ).host
+            local = host == "localhost" or bool(ipaddress.ip_address(host))
+        except ValueError:
+            local = False
+        if not local:  # a name that a stranger's DNS points to 127.0.0.1
+            raise _refusal(web.HTTPForbidden, "ask for this host by address, or set admin.token_file")
+        if request.method != "GET" and request.method != "HEAD" and request.content_type != "application/json":
+            raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        checks = {"quorum": self._node.has_quorum(), "not-draining": not self.draining}
+        for excluded in request.query.getall("exclude", []):
+            checks.pop(excluded, None)
+        ready = all(checks.values())
+        if "verbose" in request.query:
+            lines = [f"[{'+' if good else '-'}]{name} {'ok' if good else 'failed'}" for name, good in checks.items()]
+            text = "\n".join([*lines, "ok" if ready else "not ready", ""])
+        else:
+            bad = ", ".join(name for name, good in checks.items() if not good)
+            text = "ok\n" if ready else f"not ready: {bad}\n"
+        return web.Response(text=text, status=200 if ready else 503)
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        if not request.query.get("quorum"):
+            return await self._readyz(request)
+        if self.draining:
+            return _problem(503, "this node is stopping", "stopping")
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            index = await self._node.read_index(deadline_s=HEALTH_TIMEOUT_S)
+        return web.json_response({"health": True, "read_index": index})
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        # The values are read here, at once, where the parts live; the text is made on a thread.
+        families = [family for source in self._metrics for family in source()]
+        text = await asyncio.to_thread(render, families)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        view = status_view(self._node.status(), self._client.counts(), self._digest(), self._compiled)
+        return web.json_response(view | {"draining": self.draining})
+
+    async def _get_queue(self, request: web.Request) -> web.Response:
+        try:
+            limit = int(request.query.get("limit", PAGE_MESSAGES))
+            after = parse_message_id(request.query["after"]) if request.query.get("after") else None
+        except ValueError as error:
+            return _problem(400, str(error))
+        if not 1 <= limit <= PAGE_MESSAGES_MAX:
+            return _problem(400, f"limit must be 1 to {PAGE_MESSAGES_MAX}")
+        messages = await self._client.list_messages(limit=limit, after=after, linearizable=_linearizable(request))
+        following = messages[-1].id if len(messages) == limit else None
+        return web.json_response({"messages": [message_view(message) for message in messages], "next": following})
+
+    async def _get_message(self, request: web.Request) -> web.Response:
+        message = await self._client.get(_message_id(request), linearizable=_linearizable(request))
+        return (
+            _problem(404, "no such message in the queue")
+            if message is None
+            else web.json_response(message_view(message))
+        )
+
+    async def _get_body(self, request: web.Request) -> web.StreamResponse:
+        parts = await self._client.body(_message_id(request))
+        response = web.StreamResponse(headers={"Content-Type": "message/rfc822", "X-Content-Type-Options": "nosniff"})
+        response.content_length = sum(map(len, parts))
+        await response.prepare(request)
+        for part in parts:
+            await response.write(part)
+        return response
+
+    async def _post_action(self, request: web.Request) -> web.Response:
+        action = request.match_info["action"]
+        content = await _content(request)
+        ids: list[MessageId] | None = None
+        unknown: list[str] = []
+        if content.get("all") is not True:
+            ids, unknown = await self._known(content.get("ids"))
+        changed = 0
+        if ids is None or ids:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                match action:
+                    case "hold":
+                        changed = await self._client.hold(ids)
+                    case "release":
+                        changed = await self._client.release(ids)
+                    case "delete":
+                        changed = await self._client.delete(ids)
+                    case _:
+                        changed = await self._client.flush(ids)
+        log.info("queue %s ids=%s changed=%d", action, "all" if ids is None else len(ids), changed)
+        return web.json_response({"action": action, "changed": changed, "unknown": unknown})
+
+    async def _known(self, ids: object) -> tuple[list[MessageId], list[str]]:
+        """Return which of the `ids` of a request name queued messages and which do not."""
+        if not isinstance(ids, list) or not all(isinstance(text, str) for text in ids) or not 0 < len(ids) <= IDS_MAX:
+            raise _refusal(web.HTTPBadRequest, f'send {{"ids": [1 to {IDS_MAX} queue ids]}} or {{"all": true}}')
+        known: list[MessageId] = []
+        unknown: list[str] = []
+        linearizable = True  # the first question goes to a quorum, the others may then look here
+        for text in dict.fromkeys(ids):
+            try:
+                message = parse_message_id(text)
+            except ValueError:
+                unknown.append(text)
+                continue
+            found = await self._client.get(message, linearizable=linearizable)
+            linearizable = False
+            if found is None:
+                unknown.append(text)
+            else:
+                known.append(message)
+        return known, unknown
+
+    async def _post_transfer(self, request: web.Request) -> web.Response:
+        content = await _content(request)
+        to = content.get("to")
+        before = self._node.status()
+        if to is not None and to not in before.voters:
+            return _problem(400, f"{to!r} is no voter of this cluster")
+        async with asyncio.timeout(COMMIT_TIMEOUT_S):
+            await self._node.transfer_leadership(NodeId(to) if to else None)
+        after = self._node.status().leader_id
+        log.info("leadership transferred from=%s to=%s", before.leader_id, after)
+        return web.json_response({"from": before.leader_id or None, "to": after or None})
+
+
+def _linearizable(request: web.Request) -> bool:
+    return request.query.get("linearizable", "1") not in ("0", "false")
+
+
+def _message_id(request: web.Request) -> MessageId:
+    try:
+        return parse_message_id(request.match_info["id"])
+    except ValueError:
+        raise MessageNotFound from None
+
+
+async def _content(request: web.Request) -> JsonObject:
+    try:
+        content = await request.json() if request.can_read_body else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise _refusal(web.HTTPBadRequest, "send a JSON object")
+    return content
+
+
+def _refusal(kind: type[web.HTTPClientError], text: str) -> web.HTTPException:
+    return kind(text=json.dumps({"error": text}), content_type="application/json")
+
+
+def _problem(status: int, text: str, code: str | None = None) -> web.Response:
+    return web.json_response({"error": text} | ({"code": code} if code else {}), status=status)

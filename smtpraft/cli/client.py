@@ -1,0 +1,169 @@
+"""The command line's side of the admin API: blocking, standard library only, so that a command starts at once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlencode
+
+from smtpraft.cli.exits import CommandError, Exit
+
+ENDPOINT_DEFAULT: Final = "127.0.0.1:8025"
+PAGE_MESSAGES: Final = 500
+
+Json = dict[str, "JsonValue"]
+JsonValue = str | int | float | bool | None | list["JsonValue"] | Json
+
+
+class EndpointError(Exception):
+    """One endpoint gave no answer at all. The text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer of `endpoint`."""
+
+    endpoint: str
+    status: int
+    body: bytes
+
+    def json(self) -> Json:
+        """Return the body, an object.
+
+        Raises:
+            CommandError: it is something else: whatever answers there is no smtpraft.
+        """
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise CommandError(Exit.UNAVAILABLE, f"{self.endpoint}: the answer is not smtpraft's (HTTP {self.status})")
+        return value
+
+    def error(self) -> str:
+        """Return what the endpoint said was wrong."""
+        try:
+            return str(json.loads(self.body)["error"])
+        except (ValueError, KeyError, TypeError):
+            return f"HTTP {self.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Talks to the first of `endpoints` that can answer."""
+
+    endpoints: Sequence[str]
+    timeout_s: float = 5.0
+    token: str = field(default="", repr=False)
+
+    def ask(self, endpoint: str, method: str, path: str, body: Json | None = None) -> Answer:
+        """Return the answer of this one endpoint.
+
+        Raises:
+            EndpointError: there is none.
+        """
+        host = endpoint.removeprefix("http://").rstrip("/")
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            connection = http.client.HTTPConnection(host, timeout=self.timeout_s)
+            try:
+                connection.request(method, path, data, headers)
+                response = connection.getresponse()
+                return Answer(endpoint, response.status, response.read())
+            finally:
+                connection.close()
+        except (OSError, http.client.HTTPException) as error:
+            raise EndpointError(f"{endpoint}: {_reason(error)}") from None
+
+    def request(self, method: str, path: str, body: Json | None = None) -> Answer:
+        """Return the first answer that is neither missing nor "not now" (503).
+
+        A request that changes something goes to the next endpoint only if this one was never reached or refused it:
+        all of these requests may be repeated without harm.
+
+        Raises:
+            CommandError: no endpoint could; TEMPFAIL if one was there but has no quorum, else UNAVAILABLE.
+        """
+        failures = []
+        status = Exit.UNAVAILABLE
+        for endpoint in self.endpoints:
+            try:
+                answer = self.ask(endpoint, method, path, body)
+            except EndpointError as error:
+                failures.append(str(error))
+                continue
+            if answer.status == 503:
+                failures.append(f"{endpoint}: {answer.error()}")
+                status = Exit.TEMPFAIL
+                continue
+            if answer.status in (401, 403):
+                raise CommandError(Exit.CONFIG, f"{endpoint}: {answer.error()}")
+            return answer
+        raise CommandError(status, *failures)
+
+    def queue(self, limit: int | None = None) -> Iterator[Json]:
+        """Yield the messages of the queue, oldest first, page by page."""
+        after = ""
+        left = limit
+        while left is None or left > 0:
+            page = PAGE_MESSAGES if left is None else min(left, PAGE_MESSAGES)
+            query = {"limit": str(page)} | ({"after": after} if after else {})
+            answer = self.request("GET", f"/v1/queue?{urlencode(query)}")
+            if answer.status != 200:
+                raise CommandError(Exit.UNAVAILABLE, f"{answer.endpoint}: {answer.error()}")
+            content = answer.json()
+            messages = content.get("messages")
+            assert isinstance(messages, list)
+            for message in messages:
+                assert isinstance(message, dict)
+                yield message
+            if left is not None:
+                left -= len(messages)
+            next_after = content.get("next")
+            if not next_after:
+                return
+            after = str(next_after)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: no node is running there"
+    if isinstance(error, socket.gaierror):
+        return "no such host"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def endpoints_from(text: str | None) -> list[str]:
+    """Return the endpoints of `--endpoints` or SMTPRAFT_ENDPOINTS, or the default one."""
+    text = text or os.environ.get("SMTPRAFT_ENDPOINTS", "")
+    return [part.strip() for part in text.split(",") if part.strip()] or [ENDPOINT_DEFAULT]
+
+
+def token_from(path: str | None) -> str:
+    """Return the bearer token in the file of `--token-file` or SMTPRAFT_TOKEN_FILE, or nothing.
+
+    Raises:
+        CommandError: the file cannot be read.
+    """
+    path = path or os.environ.get("SMTPRAFT_TOKEN_FILE", "")
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(Exit.CONFIG, f"token file {path}: {error}") from None

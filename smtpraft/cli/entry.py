@@ -1,0 +1,204 @@
+"""The command line: what can be typed, and what each command's exit status means (sysexits).
+
+Nothing heavy is imported here: `smtpraft status` must answer while a hurried operator's finger is still on the key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeAlias
+
+from smtpraft._version import __version__
+from smtpraft.cli.exits import CommandError, Exit
+
+Command = Callable[[argparse.Namespace], int]
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = build_parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        status = int(command(arguments))
+        sys.stdout.flush()
+        return status
+    except CommandError as error:
+        for line in error.lines:
+            print(f"smtpraft: {line}", file=sys.stderr)
+        return int(error.status)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough: `| head`
+        return 141
+
+
+def build_parser() -> _Parser:
+    """Return the whole grammar."""
+    parser = _Parser(prog="smtpraft", description="A highly available SMTP server.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"smtpraft {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    shape = _Parser(add_help=False)
+    shape.add_argument(
+        "-w", "--write-out", choices=("simple", "table", "json"), default="simple", help="output format (simple)"
+    )
+    remote = _Parser(add_help=False, parents=[shape])
+    remote.add_argument(
+        "--endpoints", metavar="HOST:PORT,…", help="admin addresses (SMTPRAFT_ENDPOINTS, 127.0.0.1:8025)"
+    )
+    remote.add_argument("--token-file", metavar="FILE", help="bearer token of the admin API (SMTPRAFT_TOKEN_FILE)")
+    remote.add_argument(
+        "--command-timeout", metavar="S", type=float, default=5.0, help="wait so long for an answer (5)"
+    )
+    configured = _Parser(add_help=False)
+    configured.add_argument("-c", "--config", metavar="FILE", help="TOML file (SMTPRAFT_CONFIG; none: the defaults)")
+
+    serve = commands.add_parser("serve", parents=[configured], help="run a node")
+    serve.set_defaults(command=_serve)
+
+    status = commands.add_parser("status", parents=[remote], help="the state of the nodes")
+    status.add_argument("--cluster", action="store_true", help="also members that no endpoint stands for")
+    status.set_defaults(command=_remote("status"))
+    health = commands.add_parser("health", parents=[remote], help="can the nodes commit?")
+    health.set_defaults(command=_remote("health"))
+
+    leader = commands.add_parser("leader", help="hand leadership over").add_subparsers(metavar="ACTION", required=True)
+    transfer = leader.add_parser("transfer", parents=[remote], help="to NODE, or to the one that is furthest")
+    transfer.add_argument("node", metavar="NODE", nargs="?")
+    transfer.set_defaults(command=_remote("transfer"))
+
+    _add_queue(commands, remote)
+    _add_config(commands, shape, configured)
+
+    version = commands.add_parser("version", parents=[shape], help="this version, and whether it is compiled")
+    version.set_defaults(command=_version)
+
+    demo = commands.add_parser("demo", parents=[shape], help="a cluster on this machine, real mail, dying leaders")
+    demo.add_argument("--nodes", type=int, choices=(1, 3, 5), default=3, help="how many (3)")
+    demo.add_argument("--messages", metavar="N", type=_positive, default=3000, help="how many (3000)")
+    demo.add_argument("--seed", metavar="N", type=int, default=1, help="of the generated messages and their order (1)")
+    demo.add_argument("--keep", action="store_true", help="leave the directory with logs and data behind")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _add_queue(commands: _Commands, remote: _Parser) -> None:
+    queue = commands.add_parser("queue", help="look at the mail queue and change it")
+    actions = queue.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", parents=[remote], help="as postqueue -p shows it")
+    listing.add_argument("-j", dest="write_out", action="store_const", const="json", help="one JSON object a line")
+    listing.add_argument("--limit", metavar="N", type=_positive, help="no more than N messages")
+    listing.set_defaults(command=_remote("list_messages"))
+    show = actions.add_parser("show", parents=[remote], help="one message, as postcat -q shows it")
+    show.add_argument("id", metavar="ID")
+    show.add_argument("--body", action="store_true", help="its content too")
+    show.set_defaults(command=_remote("show"))
+    for action, text, count in (
+        ("delete", "remove messages for good, without a bounce", "+"),
+        ("hold", "keep messages until they are released", "+"),
+        ("release", "let held messages go", "+"),
+        ("flush", "try deferred messages now (all of them without ID)", "*"),
+    ):
+        change = actions.add_parser(action, parents=[remote], help=text)
+        change.add_argument("ids", metavar="ID", nargs=count, help="queue ids, - for ids from stdin, or ALL")
+        change.set_defaults(command=_remote("change"), action=action)
+
+
+def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> None:
+    config = commands.add_parser("config", help="check and show the settings")
+    actions = config.add_subparsers(metavar="ACTION", required=True)
+    check = actions.add_parser("check", parents=[shape, configured], help="is a file usable?")
+    check.add_argument("file", metavar="FILE", nargs="?")
+    check.set_defaults(command=_config("check"))
+    show = actions.add_parser("show", parents=[shape, configured], help="the settings, as TOML")
+    show.add_argument("file", metavar="FILE", nargs="?")
+    show.add_argument("--effective", action="store_true", help="all of them, defaults too, each with its source")
+    show.set_defaults(command=_config("show"))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.serve import serve
+
+    return serve(arguments.config)
+
+
+def _remote(function: str) -> Command:
+    def run(arguments: argparse.Namespace) -> int:
+        from smtpraft.cli import queue, status
+        from smtpraft.cli.client import Client, endpoints_from, token_from
+
+        client = Client(
+            endpoints_from(arguments.endpoints), arguments.command_timeout, token_from(arguments.token_file)
+        )
+        commands: dict[str, Callable[[Client, argparse.Namespace], int]] = {
+            "status": status.status,
+            "health": status.health,
+            "transfer": status.transfer,
+            "list_messages": queue.list_messages,
+            "show": queue.show,
+            "change": queue.change,
+        }
+        return commands[function](client, arguments)
+
+    return run
+
+
+def _config(action: str) -> Command:
+    def run(arguments: argparse.Namespace) -> int:
+        from smtpraft.cli import configuration
+
+        path = arguments.file or arguments.config
+        if action == "check":
+            return configuration.check(path, arguments.write_out)
+        return configuration.show(path, arguments.write_out, effective=arguments.effective)
+
+    return run
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    import platform
+
+    from smtpraft.cli.output import print_json, print_rows
+    from smtpraft.fastlog import COMPILED
+
+    facts: dict[str, object] = {
+        "version": __version__,
+        "compiled": COMPILED,
+        "python": platform.python_version(),
+    }
+    if arguments.write_out == "json":
+        print_json(facts)
+    elif arguments.write_out == "table":
+        print_rows(("NAME", "VALUE"), list(facts.items()), "table")
+    else:
+        print(f"smtpraft {__version__} (compiled: {'yes' if COMPILED else 'no'}, python {facts['python']})")
+    return Exit.OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.demo import demo
+
+    return demo(
+        nodes=arguments.nodes,
+        messages=arguments.messages,
+        seed=arguments.seed,
+        keep=arguments.keep,
+        write_out=arguments.write_out,
+    )
