@@ -102,5 +102,8 @@ class StateMachine(Protocol):
         Points are indexes that every node reaches alike (every 64th index, say), so that nodes can compare.
         """
 
+    def digest_at(self, index: int) -> int | None:
+        """Return the first 8 bytes of the digest at point `index`, None if it is no recent point. Called from any thread."""
+
     def close(self) -> None:
         """Release files. Nothing else is called afterwards."""

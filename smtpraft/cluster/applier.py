@@ -1,0 +1,216 @@
+"""The apply thread: committed entries in, results out.
+
+One thread owns the state machine. While it works, everything that commits meanwhile gathers and is applied in one
+transaction, so the cost of a transaction is shared by all that waited for it. Other short jobs of the machine (checkpoint,
+compaction) run on the same thread, in order.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from smtpraft import fastlog
+from smtpraft.cluster import envelope
+from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, Skipped, StateMachine
+from smtpraft.cluster.sessions import Sessions
+from smtpraft.types import NodeId
+
+APPLY_BATCH_BYTES: Final = 8 * 1024 * 1024  # one transaction at most, so that a long replay does not hold the results back
+_RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
+
+Span = bytes | memoryview
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Batch:
+    """Committed entries `first` to `last`: their bytes, or None if they must be read from disk first."""
+
+    first: int
+    last: int
+    size_bytes: int
+    spans: Sequence[Span] | None
+
+
+@dataclass(slots=True)
+class Result:
+    """What one transaction brought, for the loop."""
+
+    first: int
+    last: int
+    stamp: int = 0
+    batches: int = 0
+    """How many of the submitted batches are in it, oldest first."""
+    mine: list[tuple[int, int, object]] = field(default_factory=list)
+    """(session, seq, result) of commands that this node proposed."""
+    cancelled: list[tuple[int, int]] = field(default_factory=list)
+    """(session, seq) of cancels that this node proposed and that the log has now passed."""
+    nodes_changed: bool = False
+    open_sessions: dict[NodeId, int] = field(default_factory=dict)
+    """After this transaction; filled when `nodes_changed`."""
+    opened: tuple[int, bytes] | None = None
+    """(session, nonce) that was opened for this node."""
+    digest: tuple[int, int] = (0, 0)
+
+
+class Applier:
+    """Runs `machine` on a thread of its own.
+
+    `deliver` hands a callback to the loop (thread-safe), `on_result` gets each `Result` there, `on_failure` whatever
+    stopped the thread. `read_entries(first, last)` reads encoded entries from disk, on the apply thread.
+    """
+
+    def __init__(
+        self,
+        machine: StateMachine,
+        node: NodeId,
+        *,
+        deliver: Callable[[Callable[[], None]], object],
+        on_result: Callable[[Result], None],
+        on_failure: Callable[[BaseException], None],
+        read_entries: Callable[[int, int], bytes],
+    ) -> None:
+        self._machine = machine
+        self._node = node
+        self._deliver = deliver
+        self._on_result = on_result
+        self._on_failure = on_failure
+        self._read_entries = read_entries
+        self._work: deque[Batch | Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._sessions = Sessions()
+        self._thread = threading.Thread(target=self._run, name="smtpraft-apply", daemon=True)
+        self.applied_index = 0
+
+    def open(self) -> tuple[int, dict[NodeId, int]]:
+        """Open the machine and start the thread; return the applied index and the open sessions.
+
+        Raises:
+            ValueError: the machine's notes cannot be read by this release.
+        """
+        applied = self._machine.open()
+        self._sessions = Sessions.decode(applied.notes)
+        self.applied_index = applied.index
+        self._thread.start()
+        return applied.index, self._sessions.open_sessions()
+
+    def submit(self, batch: Batch) -> None:
+        """Apply `batch` after all that was submitted before; it must follow on from it."""
+        with self._wake:
+            self._work.append(batch)
+            self._wake.notify()
+
+    def run(self, job: Callable[[], T]) -> Future[T]:
+        """Run `job` on the apply thread, after what was submitted before; its result comes in the future."""
+        future: Future[T] = Future()
+
+        def call() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = job()
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+            future.set_result(result)
+
+        with self._wake:
+            self._work.append(call)
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, close the machine, end the thread."""
+        with self._wake:
+            if self._closing:
+                return
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (work := self._next()) is not None:
+                if isinstance(work, list):
+                    self._apply(work)
+                else:
+                    work()
+        except BaseException as error:
+            self._deliver(lambda error=error: self._on_failure(error))  # type: ignore[misc]
+        finally:
+            self._machine.close()
+
+    def _next(self) -> list[Batch] | Callable[[], None] | None:
+        """Wait for work: all batches that stand in a row, up to a bound, or one job; None to end."""
+        with self._wake:
+            while not self._work:
+                if self._closing:
+                    return None
+                self._wake.wait()
+            head = self._work.popleft()
+            if not isinstance(head, Batch):
+                return head
+            batches = [head]
+            size_bytes = head.size_bytes
+            while self._work and isinstance(self._work[0], Batch):
+                size_bytes += self._work[0].size_bytes
+                if size_bytes > APPLY_BATCH_BYTES:
+                    break
+                batches.append(self._work.popleft())  # type: ignore[arg-type]
+            return batches
+
+    def _apply(self, batches: list[Batch]) -> None:
+        assert batches[0].first == self.applied_index + 1, (batches[0].first, self.applied_index)
+        result = Result(batches[0].first, batches[-1].last, batches=len(batches))
+        items: list[Item] = []
+        own: list[tuple[int, int, int]] = []  # position in items, session, seq
+        for batch in batches:
+            spans = batch.spans if batch.spans is not None else [self._read_entries(batch.first, batch.last)]
+            for span in spans:
+                self._admit(span, items, own, result)
+        assert len(items) == result.last - result.first + 1, (len(items), result.first, result.last)
+        answers = self._machine.apply(items, self._sessions.encode())
+        assert len(answers) == len(items)
+        self.applied_index = result.last
+        result.stamp = items[-1].stamp
+        result.mine = [(session, seq, answers[position]) for position, session, seq in own]
+        if result.nodes_changed:
+            result.open_sessions = self._sessions.open_sessions()
+        result.digest = self._machine.digest()
+        self._deliver(lambda: self._on_result(result))
+
+    def _admit(self, span: Span, items: list[Item], own: list[tuple[int, int, int]], result: Result) -> None:
+        """Turn the records of `span`, which were verified when they entered the log, into items."""
+        sessions = self._sessions
+        at = 0
+        while at < len(span):
+            crc, size, term, index, stamp, kind = _RECORD.unpack_from(span, at)
+            payload = bytes(span[at + fastlog.ENTRY_HEADER_BYTES : at + size])
+            at += size
+            if kind != fastlog.ENTRY_NORMAL:
+                items.append(Skipped(index, term, stamp, crc))
+                continue
+            item = sessions.admit(index, term, stamp, crc, payload)
+            match item:
+                case Command():
+                    if item.node == self._node:
+                        _, session, seq, _ = envelope.unpack_command(payload)
+                        own.append((len(items), session, seq))
+                case NodeUp():
+                    result.nodes_changed = True
+                    if item.node == self._node:
+                        result.opened = (index, envelope.decode_open(payload)[0])
+                case NodeDown():
+                    result.nodes_changed = True
+                case Skipped():
+                    if len(payload) == envelope.CANCEL_BYTES and payload[0] == envelope.CANCEL:
+                        result.cancelled.append(envelope.decode_cancel(payload))
+            items.append(item)

@@ -1,0 +1,105 @@
+"""When and how far the log is cut: behind what the state machine has made durable, and never past what a node still needs.
+
+After `snapshot_threshold` entries (or `snapshot_threshold_bytes`) beyond the `max_log_entries` that are kept for slow
+followers, the machine copies what it still needs of the oldest entries and syncs itself; only then does the log forget
+them. It goes in steps, so that no step holds the apply thread up for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Final
+
+from smtpraft import fastlog
+from smtpraft.cluster.applier import Applier
+from smtpraft.cluster.machine import StateMachine
+from smtpraft.cluster.settings import NodeOptions
+from smtpraft.storage import Wal
+
+log = logging.getLogger(__name__)
+
+STEP_ENTRIES: Final = 5_000
+
+
+class Compaction:
+    """The compaction of one node's log. Loop thread, but for what the machine does on the apply thread."""
+
+    def __init__(
+        self,
+        entries: fastlog.Log,
+        wal: Wal,
+        machine: StateMachine,
+        applier: Applier,
+        files: Executor,
+        options: NodeOptions,
+    ) -> None:
+        self._log = entries
+        self._wal = wal
+        self._machine = machine
+        self._applier = applier
+        self._files = files
+        self._options = options
+        self._running = False
+        self.compacted_entries = 0
+
+    def consider(self, retain_index: int, on_failure: Callable[[BaseException], None]) -> None:
+        """Start a step if one is due. `retain_index` is the last index that no node needs from this log."""
+        if self._running:
+            return
+        to_index = self._target(retain_index)
+        if to_index <= self._log.prev_index:
+            return
+        self._running = True
+        done = self._applier.run(lambda: self._prepare(to_index))
+        loop = asyncio.get_running_loop()
+
+        def finish(future: Future[int]) -> None:
+            error = future.exception()
+            if error is None:
+                loop.call_soon_threadsafe(self._cut, min(to_index, future.result()), on_failure)
+
+        done.add_done_callback(finish)
+
+    def _target(self, retain_index: int) -> int:
+        """Return the index up to which the log may be cut now; at or below `prev_index` if no step is due."""
+        entries = self._log
+        applied = self._applier.applied_index
+        spare = applied - entries.prev_index - self._options.max_log_entries
+        if spare >= self._options.snapshot_threshold:
+            keep = self._options.max_log_entries
+        elif applied > entries.prev_index and (
+            entries.size_bytes(entries.first_index, applied) > 2 * self._options.snapshot_threshold_bytes
+        ):
+            # Few but large entries: keep the newer half of the bytes instead of a number of entries.
+            cut = entries.upto_bytes(entries.first_index, applied, self._options.snapshot_threshold_bytes)
+            keep = applied - cut
+        else:
+            return 0
+        return min(applied - keep, retain_index, entries.prev_index + STEP_ENTRIES)
+
+    def _prepare(self, to_index: int) -> int:
+        """On the apply thread: save what is still needed, sync it, say how far that is safe."""
+        self._machine.before_compaction(to_index)
+        return self._machine.checkpoint()
+
+    def _cut(self, to_index: int, on_failure: Callable[[BaseException], None]) -> None:
+        self._running = False
+        if to_index <= self._log.prev_index:
+            return
+        try:
+            self.compacted_entries += to_index - self._log.prev_index
+            self._log.compact(to_index)
+        except Exception as error:
+            on_failure(error)
+            return
+        log.debug("compacted first_index=%d", self._log.first_index)
+        recycled = self._files.submit(self._wal.compact, to_index)
+        recycled.add_done_callback(lambda future: _report(future, on_failure))
+
+
+def _report(future: Future[int], on_failure: Callable[[BaseException], None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        on_failure(error)

@@ -1,0 +1,106 @@
+"""Messages on their way out: a message of the core becomes a frame on the right connection.
+
+An APP names entries by range. What is in memory leaves at once, without a copy; what is not is read from the WAL on a
+thread, and until it has been read everything else for that peer waits behind it, so that appends keep their order. A read
+that outlives its leadership is thrown away: the range may mean other entries by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from smtpraft import fastlog
+from smtpraft.cluster import wire
+from smtpraft.cluster.transport import Transport
+from smtpraft.consensus.messages import Message, MessageType
+from smtpraft.types import NodeId
+
+QUEUED_MAX: Final = 256  # appends that wait behind a read from disk, a peer; past it the peer counts as unreachable
+
+
+class Outbound:
+    """Sends for one node. `is_current(term)` says whether it still leads in `term`; `unreachable` tells the core."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        log: fastlog.Log,
+        *,
+        read_entries: Callable[[int, int], bytes],
+        reader: Executor,
+        is_current: Callable[[int], bool],
+        unreachable: Callable[[NodeId], None],
+    ) -> None:
+        self._transport = transport
+        self._log = log
+        self._read_entries = read_entries
+        self._reader = reader
+        self._is_current = is_current
+        self._unreachable = unreachable
+        self._waiting: dict[NodeId, deque[Message]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, message: Message) -> None:
+        """Send `message` (any type but a heartbeat or its answer) to its recipient, or tell the core that it is lost."""
+        if message.type is not MessageType.APP:
+            kind, head, spans = wire.encode_message(message)
+            if not self._transport.send(message.to, kind, head, spans):
+                self._unreachable(message.to)
+            return
+        queue = self._waiting.get(message.to)
+        if queue is not None:
+            if len(queue) >= QUEUED_MAX:
+                self._unreachable(message.to)
+            else:
+                queue.append(message)
+            return
+        if not message.entries:
+            self._send_append(message, [])
+            return
+        try:
+            spans = self._log.spans(message.entries.first, message.entries.last)
+        except fastlog.NotCached:
+            self._waiting[message.to] = deque([message])
+            task = asyncio.get_running_loop().create_task(self._drain(message.to), name=f"read-for-{message.to}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        self._send_append(message, spans)
+
+    def close(self) -> None:
+        """Stop reading for peers."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _drain(self, peer: NodeId) -> None:
+        """Send what waits for `peer`, in order, reading from disk what is not in memory."""
+        queue = self._waiting[peer]
+        loop = asyncio.get_running_loop()
+        try:
+            while queue:
+                message = queue.popleft()
+                if not self._is_current(message.term) or message.index < self._log.prev_index:
+                    continue
+                spans: list[bytes | memoryview] = []
+                if message.entries:
+                    first, last = message.entries.first, message.entries.last
+                    try:
+                        spans.extend(self._log.spans(first, last))
+                    except fastlog.NotCached:
+                        spans.append(await loop.run_in_executor(self._reader, self._read_entries, first, last))
+                        if not self._is_current(message.term):
+                            continue
+                self._send_append(message, spans)
+        except (fastlog.Compacted, fastlog.Unavailable):
+            self._unreachable(peer)  # the core probes again, from where the log now begins
+        finally:
+            del self._waiting[peer]
+
+    def _send_append(self, message: Message, spans: list[memoryview] | list[bytes | memoryview]) -> None:
+        kind, head, _ = wire.encode_message(message)
+        if not self._transport.send(message.to, kind, head, spans):
+            self._unreachable(message.to)

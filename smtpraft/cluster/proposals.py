@@ -1,0 +1,244 @@
+"""What this node wants in the log and has not seen applied yet: proposals, their retries, deadlines and withdrawal.
+
+A proposal is repeated after every change of leader and after silence; sessions make the repeats harmless. When its
+deadline passes it is withdrawn: at once if no copy ever left this node's hands, otherwise by a CANCEL through the log, and
+whichever of the two the log applies first decides. Only if even that cannot be learnt in time is the outcome unknown.
+
+Runs on the loop thread; nothing here awaits. Times are seconds, monotonic, given by the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from smtpraft.cluster import envelope
+from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.types import NodeId
+
+RETRY_FIRST_S: Final = 1.0  # silence from a living leader; a dead one is noticed sooner by its successor's election
+RETRY_MAX_S: Final = 8.0
+OPEN_RETRY_S: Final = 1.0
+PROPOSE_BATCH_BYTES: Final = 4 * 1024 * 1024  # one frame to the leader at most
+
+
+@dataclass(slots=True, eq=False)
+class Proposal:
+    """One command on its way. `seq` is 0 until a session is open."""
+
+    command: bytes
+    future: asyncio.Future[object]
+    deadline: float
+    give_up_after_s: float
+    seq: int = 0
+    handed_out: bool = False
+    cancelling: bool = False
+    retry_at: float = 0.0
+    retry_s: float = RETRY_FIRST_S
+
+
+class Proposals:
+    """The proposals of one node, in order."""
+
+    def __init__(self, node: NodeId, *, max_pending_bytes: int) -> None:
+        self._node = node
+        self._max_pending_bytes = max_pending_bytes
+        self._pending_bytes = 0
+        self._unassigned: deque[Proposal] = deque()
+        self._by_seq: dict[int, Proposal] = {}
+        self._outbox: deque[Proposal] = deque()
+        self._seqs = itertools.count(1)
+        self._next_seq = 1
+        self._nonce = secrets.token_bytes(envelope.NONCE_BYTES)
+        self._open_at = 0.0
+        self._wanted = False
+        self._down: dict[int, tuple[float, bytes]] = {}
+        self.session = 0
+        """This node's open session as far as it has applied the log; 0 if none."""
+
+    def __len__(self) -> int:
+        return len(self._unassigned) + len(self._by_seq)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of commands that are not resolved."""
+        return self._pending_bytes
+
+    def submit(
+        self, command: bytes, loop: asyncio.AbstractEventLoop, deadline: float, give_up_after_s: float
+    ) -> asyncio.Future[object]:
+        """Queue `command`; the future gets its result, `NotReplicated` or `OutcomeUnknown`.
+
+        Raises:
+            NotReplicated: too many bytes wait already.
+        """
+        if self._pending_bytes and self._pending_bytes + len(command) > self._max_pending_bytes:
+            raise NotReplicated(f"{self._pending_bytes} bytes of commands wait for a majority already")
+        proposal = Proposal(command, loop.create_future(), deadline, give_up_after_s)
+        self._pending_bytes += len(command)
+        if self.session:
+            self._assign(proposal)
+        else:
+            self._unassigned.append(proposal)
+        return proposal.future
+
+    def open_wanted(self) -> None:
+        """Keep asking for a session whenever this node has none."""
+        self._wanted = True
+
+    def close_wanted(self) -> None:
+        """Ask for no further session: this node is leaving."""
+        self._wanted = False
+
+    def take(self, now: float) -> list[bytes]:
+        """Return payloads to propose now, oldest first and bounded in bytes; empty if there are none."""
+        payloads: list[bytes] = []
+        size_bytes = 0
+        if self._wanted and not self.session and now >= self._open_at:
+            self._open_at = now + OPEN_RETRY_S
+            payloads.append(envelope.encode_open(self._nonce, self._node))
+        for session, (retry_at, payload) in self._down.items():
+            if now >= retry_at:
+                self._down[session] = (now + OPEN_RETRY_S, payload)
+                payloads.append(payload)
+        if not self.session:
+            return payloads
+        outbox = self._outbox
+        done_below = next(iter(self._by_seq), self._next_seq)
+        while outbox and size_bytes < PROPOSE_BATCH_BYTES:
+            proposal = outbox.popleft()
+            if proposal.seq not in self._by_seq:
+                continue
+            if proposal.cancelling:
+                payload = envelope.encode_cancel(self.session, proposal.seq)
+            else:
+                payload = envelope.encode_command(self.session, proposal.seq, done_below, proposal.command)
+            proposal.handed_out = True
+            proposal.retry_at = now + proposal.retry_s
+            proposal.retry_s = min(2 * proposal.retry_s, RETRY_MAX_S)
+            payloads.append(payload)
+            size_bytes += len(payload)
+        return payloads
+
+    def has_work(self, now: float) -> bool:
+        """Whether `take` would return anything."""
+        if self.session:
+            return bool(self._outbox) or bool(self._down)
+        return (self._wanted and now >= self._open_at) or bool(self._down)
+
+    def retry_all(self) -> None:
+        """Whoever was given our proposals may have lost them: hand all of them out again, in order."""
+        self._open_at = 0.0
+        self._down = {session: (0.0, payload) for session, (_, payload) in self._down.items()}
+        self._outbox = deque(self._by_seq.values())
+
+    def propose_down(self, session: int, payload: bytes) -> None:
+        """Keep proposing that `session` ends until it has."""
+        self._down.setdefault(session, (0.0, payload))
+
+    def forget_downs(self) -> None:
+        """This node leads no longer: who is down is for another to judge."""
+        self._down.clear()
+
+    def sessions_changed(self, open_sessions: dict[NodeId, int]) -> None:
+        """The log opened or closed sessions; `open_sessions` are those open now."""
+        alive = set(open_sessions.values())
+        self._down = {session: down for session, down in self._down.items() if session in alive}
+        if self.session and open_sessions.get(self._node) != self.session:
+            self._session_closed()
+
+    def session_opened(self, session: int, nonce: bytes) -> None:
+        """The log opened a session for this node; not ours if a former process of this node had asked for it."""
+        if nonce != self._nonce:
+            return
+        self.session = session
+        while self._unassigned:
+            self._assign(self._unassigned.popleft())
+
+    def resolved(self, session: int, seq: int, result: object) -> None:
+        """The log applied our command `seq`."""
+        if session == self.session and (proposal := self._by_seq.pop(seq, None)) is not None:
+            self._finish(proposal, result)
+
+    def cancelled(self, session: int, seq: int) -> None:
+        """The log passed our cancel of `seq`; had the command been applied before, it were resolved by now."""
+        if session == self.session and (proposal := self._by_seq.pop(seq, None)) is not None:
+            self._fail(proposal, NotReplicated("withdrawn: no majority answered in time"))
+
+    def sweep(self, now: float) -> None:
+        """Withdraw what is overdue, give up what could not be withdrawn, repeat what met silence."""
+        for _ in range(len(self._unassigned)):
+            waiting = self._unassigned.popleft()
+            if waiting.deadline <= now:
+                self._fail(waiting, NotReplicated("no majority in time"))
+            else:
+                self._unassigned.append(waiting)
+        overdue = [proposal for proposal in self._by_seq.values() if now >= min(proposal.deadline, proposal.retry_at)]
+        for proposal in overdue:
+            if now >= proposal.deadline:
+                self._overdue(proposal, now)
+            elif proposal.handed_out:
+                proposal.retry_at = now + proposal.retry_s
+                self._outbox.append(proposal)
+
+    def close(self) -> None:
+        """Resolve everything: this process will learn nothing more."""
+        for proposal in [*self._unassigned, *self._by_seq.values()]:
+            if proposal.handed_out:
+                self._fail(proposal, OutcomeUnknown("the node stopped before a majority answered"))
+            else:
+                self._fail(proposal, Stopped("the node is stopping"))
+        self._unassigned.clear()
+        self._by_seq.clear()
+        self._outbox.clear()
+
+    def _assign(self, proposal: Proposal) -> None:
+        proposal.seq = next(self._seqs)
+        self._next_seq = proposal.seq + 1
+        self._by_seq[proposal.seq] = proposal
+        self._outbox.append(proposal)
+
+    def _session_closed(self) -> None:
+        """No copy that was handed out under the old session can be applied any more: start them afresh."""
+        self.session = 0
+        self._nonce = secrets.token_bytes(envelope.NONCE_BYTES)
+        self._open_at = 0.0
+        self._outbox.clear()
+        for proposal in self._by_seq.values():
+            if proposal.cancelling:
+                self._fail(proposal, NotReplicated("withdrawn: no majority answered in time"))
+            else:
+                proposal.handed_out = False
+                proposal.seq = 0
+                proposal.retry_s = RETRY_FIRST_S
+                self._unassigned.append(proposal)
+        self._by_seq.clear()
+
+    def _overdue(self, proposal: Proposal, now: float) -> None:
+        if not proposal.handed_out:
+            del self._by_seq[proposal.seq]
+            self._fail(proposal, NotReplicated("no majority in time"))
+        elif proposal.cancelling:
+            # Later commands will say `done_below` past this one, so a copy that is still under way comes too late.
+            del self._by_seq[proposal.seq]
+            self._fail(proposal, OutcomeUnknown("neither the command nor its withdrawal reached a majority in time"))
+        else:
+            proposal.cancelling = True
+            proposal.deadline = now + proposal.give_up_after_s
+            proposal.retry_s = RETRY_FIRST_S
+            self._outbox.append(proposal)
+
+    def _finish(self, proposal: Proposal, result: object) -> None:
+        self._pending_bytes -= len(proposal.command)
+        if not proposal.future.done():
+            proposal.future.set_result(result)
+
+    def _fail(self, proposal: Proposal, error: Exception) -> None:
+        self._pending_bytes -= len(proposal.command)
+        if not proposal.future.done():
+            proposal.future.set_exception(error)
+            proposal.future.exception()  # a caller that was cancelled left nobody to look at it
