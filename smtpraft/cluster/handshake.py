@@ -1,0 +1,397 @@
+"""Who is at the other end of a connection: the first messages on it, before any frame.
+
+Bytes, big endian. Each message: `magic 8 = "SMTPRAFT" | kind u8 | size u16 | body`, size at most 512.
+
+    dialler                                   acceptor
+    1 HELLO      ────────────────────────────▶  version_min u16 | version_max u16 | channel u8 | auth u8 | cluster_id 16
+                                                | incarnation u64 | nonce 32 | own id | id of the node it wants
+      ◀──────────────────────────── 2 CHALLENGE  version u16 | auth u8 | incarnation u64 | nonce 32 | own id
+    3 PROOF      ────────────────────────────▶  HMAC-SHA256(secret, "…dialler…" | HELLO | CHALLENGE)
+      ◀──────────────────────────── 4 ACCEPT     HMAC-SHA256(secret, "…acceptor…" | HELLO | CHALLENGE | PROOF)
+    frames       ════════════════════════════▶
+    either side, instead: 5 REFUSE               reason u8 | text (UTF-8), and the connection is closed
+
+An id is `length u8 | ASCII`. Bytes after the last known field of HELLO and CHALLENGE are ignored, but proven too.
+
+- The secret never travels. Each side proves it over both nonces and everything said before, so an answer recorded
+  earlier is worth nothing, nor can a version, a channel or an id be changed on the way. The labels differ by direction,
+  so a node's own proof cannot be reflected to it.
+- The dialler proves first: who merely reaches our port gets nothing that a guess at the secret could be checked with.
+- `auth` 0 = no secret (all addresses are loopback, see `secret.py`), 1 = HMAC. Both sides must want the same: no way
+  down.
+- What this does not do: hide or protect the frames that follow from somebody who controls the network between. That is
+  the work of TLS.
+
+No I/O and no clock here: `receive(bytes)` returns the bytes to send. The caller keeps the deadline and the connection.
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import secrets
+import struct
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from smtpraft.errors import SmtpRaftError
+from smtpraft.types import NodeId, parse_node_id
+
+VERSION_MIN: Final = 1
+VERSION_MAX: Final = 1
+"""The protocol versions that this release speaks: frames and messages as in `wire.py`."""
+
+HANDSHAKE_TIMEOUT_S: Final = 5.0  # two round trips; anything slower is not a peer that could take part in an election
+
+_MAGIC: Final = b"SMTPRAFT"
+_HEADER: Final = struct.Struct(">8sBH")
+_BODY_BYTES_MAX: Final = 512
+_HELLO: Final = struct.Struct(">HHBB16sQ32s")
+_CHALLENGE: Final = struct.Struct(">HBQ32s")
+_NONCE_BYTES: Final = 32
+_PROOF_BYTES: Final = 32
+_REFUSAL_TEXT_BYTES_MAX: Final = 240
+
+_DIALLER_LABEL: Final = b"smtpraft handshake 1: the dialler knows the secret\0"
+_ACCEPTOR_LABEL: Final = b"smtpraft handshake 1: the acceptor knows the secret\0"
+
+_AUTH_NONE: Final = 0
+_AUTH_HMAC: Final = 1
+
+
+class Channel(enum.IntEnum):
+    """What a connection is for. A node dials each peer once for each."""
+
+    CONTROL = 0
+    """Heartbeats and other small frames that must never wait behind bulk."""
+    BULK = 1
+    """Everything else."""
+
+
+class Kind(enum.IntEnum):
+    """Handshake messages."""
+
+    HELLO = 1
+    CHALLENGE = 2
+    PROOF = 3
+    ACCEPT = 4
+    REFUSE = 5
+
+
+class Reason(enum.IntEnum):
+    """Why a connection was refused."""
+
+    GARBAGE = 1
+    VERSION = 2
+    CLUSTER = 3
+    WRONG_NODE = 4
+    UNKNOWN_NODE = 5
+    SELF = 6
+    SECRET = 7
+    CHANNEL = 8
+    UNSPECIFIED = 255
+    """A reason of a later version."""
+
+
+class Refused(SmtpRaftError):
+    """The handshake failed. `by_peer`: the other side says so; otherwise `answer` tells it why before we close."""
+
+    def __init__(self, reason: Reason, text: str, *, by_peer: bool = False, answer: bytes = b"") -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+        self.by_peer = by_peer
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a node says of itself, and what it demands of others."""
+
+    node: NodeId
+    cluster_id: bytes
+    incarnation: int
+    secret: bytes | None
+    version_min: int = VERSION_MIN
+    version_max: int = VERSION_MAX
+
+    def __post_init__(self) -> None:
+        if len(self.cluster_id) != 16:
+            raise ValueError(f"a cluster id has 16 bytes, not {len(self.cluster_id)}")
+        if not 0 <= self.incarnation < 1 << 64:
+            raise ValueError(f"incarnation {self.incarnation} does not fit into 64 bits")
+        if not 0 < self.version_min <= self.version_max < 1 << 16:
+            raise ValueError(f"versions {self.version_min} to {self.version_max}")
+
+    @property
+    def auth(self) -> int:
+        return _AUTH_NONE if self.secret is None else _AUTH_HMAC
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """What both sides agreed on. `rest` came after the handshake in the same read: the first bytes of frames."""
+
+    peer: NodeId
+    incarnation: int
+    version: int
+    channel: Channel
+    rest: bytes
+
+
+class Dialler:
+    """The side that opened the connection and will send on it."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        peer: NodeId,
+        channel: Channel,
+        *,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.established: Established | None = None
+        self._identity = identity
+        self._peer = peer
+        self._channel = channel
+        self._buffer = b""
+        self._hello = _message(
+            Kind.HELLO,
+            _HELLO.pack(
+                identity.version_min,
+                identity.version_max,
+                channel,
+                identity.auth,
+                identity.cluster_id,
+                identity.incarnation,
+                random_bytes(_NONCE_BYTES),
+            )
+            + _pack_id(identity.node)
+            + _pack_id(peer),
+        )
+        self._challenge = b""
+        self._proof = b""
+        self._incarnation = 0
+        self._version = 0
+
+    def start(self) -> bytes:
+        """Return the bytes to send first."""
+        return self._hello
+
+    def receive(self, data: bytes) -> bytes:
+        """Return the answer to `data`, perhaps nothing. Once the peer has accepted us, `established` is set.
+
+        Raises:
+            Refused: we refuse, or the peer does.
+        """
+        assert self.established is None
+        self._buffer += data
+        if not self._challenge:
+            challenge = self._take(Kind.CHALLENGE)
+            if challenge is None:
+                return b""
+            self._check_challenge(challenge)
+            self._challenge = challenge
+            self._proof = _message(
+                Kind.PROOF, _prove(self._identity.secret, _DIALLER_LABEL, self._hello, self._challenge)
+            )
+            answer = self._proof
+        else:
+            answer = b""
+        accept = self._take(Kind.ACCEPT)
+        if accept is not None:
+            expected = _prove(self._identity.secret, _ACCEPTOR_LABEL, self._hello, self._challenge, self._proof)
+            if not hmac.compare_digest(accept[_HEADER.size :], expected):
+                raise _refusal(Reason.SECRET, f"node {self._peer} does not know the cluster's secret")
+            self.established = Established(self._peer, self._incarnation, self._version, self._channel, self._buffer)
+            self._buffer = b""
+        return answer
+
+    def _take(self, kind: Kind) -> bytes | None:
+        message, self._buffer = _split(self._buffer, kind)
+        return message
+
+    def _check_challenge(self, message: bytes) -> None:
+        own = self._identity
+        body = message[_HEADER.size :]
+        if len(body) < _CHALLENGE.size:
+            raise _refusal(Reason.GARBAGE, f"a challenge of {len(body)} bytes")
+        version, auth, incarnation, _ = _CHALLENGE.unpack_from(body)
+        node, _ = _unpack_id(body, _CHALLENGE.size)
+        if node == own.node:
+            raise _refusal(Reason.SELF, f"the address of {self._peer} leads to a node that is {own.node}, as we are")
+        if node != self._peer:
+            raise _refusal(Reason.WRONG_NODE, f"dialled {self._peer}, but {node} answered")
+        if not own.version_min <= version <= own.version_max:
+            raise _refusal(
+                Reason.VERSION, f"{node} chose version {version}, we speak {own.version_min} to {own.version_max}"
+            )
+        _check_auth(own, auth, node)
+        self._incarnation = incarnation
+        self._version = version
+
+
+class Acceptor:
+    """The side that was dialled and will receive. `peers` are the nodes that may connect."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        peers: Collection[NodeId],
+        *,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.established: Established | None = None
+        self.claimed: NodeId | None = None
+        """Who the other side says it is, for the log; proven only once `established`."""
+        self._identity = identity
+        self._peers = peers
+        self._random_bytes = random_bytes
+        self._buffer = b""
+        self._hello = b""
+        self._challenge = b""
+        self._incarnation = 0
+        self._version = 0
+        self._channel = Channel.CONTROL
+
+    def start(self) -> bytes:
+        """Return the bytes to send first: none, the dialler begins."""
+        return b""
+
+    def receive(self, data: bytes) -> bytes:
+        """Return what to send in answer to `data`, perhaps nothing. Once the peer is proven, `established` is set.
+
+        Raises:
+            Refused: we refuse, or the peer does.
+        """
+        assert self.established is None
+        self._buffer += data
+        if not self._hello:
+            hello, self._buffer = _split(self._buffer, Kind.HELLO)
+            if hello is None:
+                return b""
+            self._check_hello(hello)
+            self._hello = hello
+            own = self._identity
+            body = _CHALLENGE.pack(
+                self._version, own.auth, own.incarnation, self._random_bytes(_NONCE_BYTES)
+            ) + _pack_id(own.node)
+            self._challenge = _message(Kind.CHALLENGE, body)
+            # Whatever follows HELLO now was sent before our nonce was known, and so cannot be a valid proof.
+            return self._challenge
+        proof, self._buffer = _split(self._buffer, Kind.PROOF)
+        if proof is None:
+            return b""
+        assert self.claimed is not None
+        expected = _prove(self._identity.secret, _DIALLER_LABEL, self._hello, self._challenge)
+        if not hmac.compare_digest(proof[_HEADER.size :], expected):
+            raise _refusal(Reason.SECRET, f"{self.claimed} and {self._identity.node} do not have the same secret")
+        self.established = Established(self.claimed, self._incarnation, self._version, self._channel, self._buffer)
+        self._buffer = b""
+        return _message(
+            Kind.ACCEPT, _prove(self._identity.secret, _ACCEPTOR_LABEL, self._hello, self._challenge, proof)
+        )
+
+    def _check_hello(self, message: bytes) -> None:
+        own = self._identity
+        body = message[_HEADER.size :]
+        if len(body) < _HELLO.size:
+            raise _refusal(Reason.GARBAGE, f"a hello of {len(body)} bytes")
+        version_min, version_max, channel, auth, cluster_id, incarnation, _ = _HELLO.unpack_from(body)
+        node, end = _unpack_id(body, _HELLO.size)
+        wanted, _ = _unpack_id(body, end)
+        self.claimed = node
+        version = min(version_max, own.version_max)
+        if version < max(version_min, own.version_min):
+            raise _refusal(
+                Reason.VERSION,
+                f"no common protocol version: {own.node} speaks {own.version_min} to {own.version_max}, "
+                f"{node} speaks {version_min} to {version_max}",
+            )
+        if cluster_id != own.cluster_id:
+            raise _refusal(
+                Reason.CLUSTER,
+                f"{node} belongs to cluster {cluster_id.hex()}, {own.node} to {own.cluster_id.hex()} (cluster.name)",
+            )
+        if node == own.node:
+            raise _refusal(Reason.SELF, f"{node} dialled itself, or two nodes are called so")
+        if wanted != own.node:
+            raise _refusal(Reason.WRONG_NODE, f"{node} wants {wanted}, but this is {own.node}")
+        if node not in self._peers:
+            raise _refusal(Reason.UNKNOWN_NODE, f"{own.node} does not know {node}: it is not among its peers")
+        _check_auth(own, auth, node)
+        try:
+            self._channel = Channel(channel)
+        except ValueError:
+            raise _refusal(Reason.CHANNEL, f"{node} wants channel {channel}, which {own.node} does not have") from None
+        self._incarnation = incarnation
+        self._version = version
+
+
+def _check_auth(own: Identity, auth: int, node: NodeId) -> None:
+    if auth == own.auth:
+        return
+    if own.secret is None:
+        raise _refusal(Reason.SECRET, f"{node} has a secret, {own.node} has none (cluster.secret_file)")
+    raise _refusal(Reason.SECRET, f"{own.node} has a secret, {node} has none (cluster.secret_file)")
+
+
+def _message(kind: Kind, body: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, kind, len(body)) + body
+
+
+def _split(buffer: bytes, expected: Kind) -> tuple[bytes | None, bytes]:
+    """Return the whole first message in `buffer` (None: not all of it is here yet) and what follows it.
+
+    Refuses as soon as a byte is wrong, and a size before waiting for that much.
+    """
+    if buffer[: len(_MAGIC)] != _MAGIC[: len(buffer)]:
+        raise _refusal(Reason.GARBAGE, f"not a smtpraft node: {buffer[:16]!r}")
+    if len(buffer) < _HEADER.size:
+        return None, buffer
+    _, kind, size = _HEADER.unpack_from(buffer)
+    if size > _BODY_BYTES_MAX:
+        raise _refusal(Reason.GARBAGE, f"a handshake message of {size} bytes")
+    if kind not in (expected, Kind.REFUSE):
+        raise _refusal(Reason.GARBAGE, f"handshake message {kind} instead of {expected.name}")
+    end = _HEADER.size + size
+    if len(buffer) < end:
+        return None, buffer
+    message = buffer[:end]
+    if kind == Kind.REFUSE:
+        raise _refusal_from(message[_HEADER.size :])
+    return message, buffer[end:]
+
+
+def _refusal(reason: Reason, text: str) -> Refused:
+    body = bytes([reason]) + text.encode("utf-8", "backslashreplace")[:_REFUSAL_TEXT_BYTES_MAX]
+    return Refused(reason, text, answer=_message(Kind.REFUSE, body))
+
+
+def _refusal_from(body: bytes) -> Refused:
+    try:
+        reason = Reason(body[0]) if body else Reason.UNSPECIFIED
+    except ValueError:
+        reason = Reason.UNSPECIFIED
+    return Refused(reason, body[1:].decode("utf-8", "replace"), by_peer=True)
+
+
+def _prove(secret: bytes | None, label: bytes, *transcript: bytes) -> bytes:
+    # Each message says its own size, so the concatenation can be read in one way only.
+    return hmac.digest(secret or b"", label + b"".join(transcript), "sha256")
+
+
+def _pack_id(node: NodeId) -> bytes:
+    text = node.encode("ascii")
+    return bytes([len(text)]) + text
+
+
+def _unpack_id(body: bytes, offset: int) -> tuple[NodeId, int]:
+    end = offset + 1 + body[offset] if offset < len(body) else 0
+    if not offset < end <= len(body):
+        raise _refusal(Reason.GARBAGE, "a node id that ends outside its message")
+    try:
+        return parse_node_id(body[offset + 1 : end].decode("ascii")), end
+    except ValueError:
+        raise _refusal(Reason.GARBAGE, f"a bad node id: {body[offset + 1 : end]!r}") from None

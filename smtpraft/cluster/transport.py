@@ -1,0 +1,536 @@
+"""TCP between the nodes of a cluster: keeps two connections to every peer, and hands on what peers send.
+
+    node-1  ── control ─▶  node-2    Each node dials every peer twice and sends on what it dialled; it receives on what
+            ── bulk ────▶            it accepted. Control carries heartbeats and other small frames, so that they never
+            ◀─ control ──            wait behind bulk, in our buffers or in the kernel's.
+            ◀──── bulk ──
+
+Refuses: strangers (see `handshake.py`), more than a few connections that have not proven who they are, frames above a
+size, and to buffer without bound: `send` says False instead, and nothing was sent. Frames may be lost when a connection
+goes down and are never repeated or reordered on one channel; Raft lives with that. Knows nothing of what frames mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import random
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from smtpraft.cluster.addresses import Peer, format_address, is_explicit
+from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, Connection
+from smtpraft.cluster.handshake import Acceptor, Channel, Dialler, Established, Identity
+from smtpraft.types import NodeId
+
+__all__ = ["Peer", "PeerStats", "Receiver", "Transport"]
+
+log = logging.getLogger(__name__)
+
+FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
+BUFFERED_BYTES_MAX: Final = 64 * 1024 * 1024
+SILENCE_LIMIT_S: Final = 3.0  # many elections long: only for connections that nothing else ends
+CONNECT_TIMEOUT_S: Final = 2.0  # the kernel repeats a lost SYN after 1 s
+RESOLVE_TIMEOUT_S: Final = 5.0
+RETRY_FIRST_S: Final = 0.02
+RETRY_LAST_S: Final = 1.0
+STEADY_S: Final = 1.0  # a connection that lived this long starts the back-off anew
+UNPROVEN_MAX: Final = 64
+CLOSE_TIMEOUT_S: Final = 1.0
+LOG_INTERVAL_S: Final = 30.0
+_LOG_KEYS_MAX: Final = 256
+_WATCHES_PER_LIMIT: Final = 6
+
+
+class Receiver(Protocol):
+    """The driver's side. Called on the loop's thread; must not block.
+
+    A CorruptFrame or CorruptEntry that `frames_received` raises ends that connection; any other exception is a bug and
+    goes to `on_failure`.
+    """
+
+    def frames_received(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
+        """All frames of one read, in order: (type, head, tail)."""
+
+    def peer_connected(self, peer: NodeId) -> None:
+        """Both of our connections to `peer` are up now, and were not both before."""
+
+    def peer_lost(self, peer: NodeId, reset: bool) -> None:
+        """One connection to or from `peer` went down; once for each.
+
+        `reset`: the other side's kernel said so, that is, its process closed it or died. Otherwise it fell silent, or
+        we closed it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """Counters since the start, of all connections to and from one peer. Times are the loop's, in seconds."""
+
+    connected: bool
+    connected_since: float | None
+    incoming: int
+    """How many connections the peer has to us now; 2 when all is well."""
+    incarnation: int | None
+    """Of the peer's process as it told us last."""
+    sent_bytes: int
+    sent_frames: int
+    received_bytes: int
+    received_frames: int
+    unsent_frames: int
+    """Frames for which `send` or `send_control` said False."""
+    buffered_bytes: int
+    """Waiting here to be taken by the kernel."""
+    failures: int
+    """Attempts to connect that failed."""
+    reconnects: int
+    """Connections to the peer after the first one of each channel."""
+    round_trip_s: float | None
+    """Of the last ping on the control connection."""
+    last_error: str
+
+
+class Transport:
+    """All connections of one node. One event loop, one thread."""
+
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        cluster_id: bytes,
+        secret: bytes | None,
+        listen: tuple[str, int],
+        peers: Sequence[Peer],
+        receiver: Receiver,
+        incarnation: int,
+        max_frame_bytes: int = FRAME_BYTES_MAX,
+        max_buffered_bytes: int = BUFFERED_BYTES_MAX,
+        bind_source: bool | None = None,
+        silence_limit_s: float = SILENCE_LIMIT_S,
+        on_failure: Callable[[Exception], None] | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._identity = Identity(node_id, cluster_id, incarnation, secret)
+        self._listen = listen
+        self._receiver = receiver
+        self._max_frame_bytes = max_frame_bytes
+        self._max_buffered_bytes = max_buffered_bytes
+        self._silence_limit_s = silence_limit_s
+        self._on_failure = on_failure
+        self._jitter = jitter if jitter is not None else random.Random()
+        # A fixed source address makes "node A" and "what comes from A's address" the same thing to a firewall.
+        explicit = is_explicit(listen[0])
+        self._source = listen[0] if explicit and bind_source is not False else None
+        self._links = {peer.id: _Link(peer) for peer in peers}
+        assert len(self._links) == len(peers)
+        assert node_id not in self._links
+        self._unproven: dict[Connection, None] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._watched_at = 0.0
+        self._stopping = False
+        self._quiet = _Quiet()
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, and begin to dial every peer; returns without waiting for any of them.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        self._loop = asyncio.get_running_loop()
+        host, port = self._listen
+        self._server = await self._loop.create_server(self._accept, host, port, reuse_address=True, backlog=128)
+        for link in self._links.values():
+            for channel in Channel:
+                task = self._loop.create_task(
+                    self._keep_connected(link, channel), name=f"dial-{link.peer.id}-{channel.name.lower()}"
+                )
+                task.add_done_callback(self._task_done)
+                self._tasks.append(task)
+        self._watched_at = self._loop.time()
+        self._watch()
+        log.info("listening for nodes address=%s peers=%d", format_address(*self.listening), len(self._links))
+
+    async def close(self) -> None:
+        """Send what is buffered, for a second at most, and close everything. The receiver hears no more."""
+        self._stopping = True
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        connections = [connection for link in self._links.values() for connection in link.outgoing.values()]
+        for connection in connections:
+            connection.finish()
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections], timeout=CLOSE_TIMEOUT_S)
+        connections += [connection for link in self._links.values() for connection in link.incoming.values()]
+        connections += self._unproven
+        for connection in connections:
+            connection.abort("closed here", tell=False)
+            connection.give_up()
+        pending = [connection.closed for connection in connections if not connection.closed.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=CLOSE_TIMEOUT_S)
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    @property
+    def listening(self) -> tuple[str, int]:
+        """The address that is really listened on (a port of 0 has become one)."""
+        assert self._server is not None
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port
+
+    # --- sending -------------------------------------------------------------------------------------------------
+
+    def send(self, peer: NodeId, type: int, head: bytes, spans: Sequence[bytes | memoryview] = ()) -> bool:
+        """Send a frame on the bulk connection: its head and, as tail, `spans` (of bytes; not to be changed any more).
+
+        False: not connected, or what waits for this peer would pass `max_buffered_bytes`; nothing was sent.
+
+        Raises:
+            ValueError: the frame is above `max_frame_bytes`, which no peer would take.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            return False
+        connection = link.outgoing.get(Channel.BULK)
+        if connection is not None and connection.send(type, head, spans):
+            return True
+        link.unsent_frames += 1
+        return False
+
+    def send_control(self, peer: NodeId, frame: bytes) -> bool:
+        """Send a complete small frame (as `fastlog.encode_heartbeat` returns) on the control connection.
+
+        False: not connected, or the peer does not take what was sent before; nothing was sent.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            return False
+        connection = link.outgoing.get(Channel.CONTROL)
+        if connection is not None and connection.send_frame(frame):
+            return True
+        link.unsent_frames += 1
+        return False
+
+    def connected(self, peer: NodeId) -> bool:
+        """Are both of our connections to `peer` up?"""
+        link = self._links.get(peer)
+        return link is not None and link.connected
+
+    def stats(self, peer: NodeId) -> PeerStats:
+        """Return the counters of a configured peer.
+
+        Raises:
+            KeyError: there is no such peer.
+        """
+        return self._links[peer].stats()
+
+    # --- dialling ------------------------------------------------------------------------------------------------
+
+    async def _keep_connected(self, link: _Link, channel: Channel) -> None:
+        wait_s = RETRY_FIRST_S
+        wake = link.wake[channel]
+        while True:
+            wake.clear()
+            connection = await self._dial(link, channel)
+            if connection is not None:
+                await connection.closed
+                if self._loop.time() - connection.established_at >= STEADY_S:
+                    wait_s = RETRY_FIRST_S
+                # What has woken us meanwhile is no news, and nothing may make two nodes spin on a connection that
+                # always fails right after its handshake.
+                wake.clear()
+            # Jitter, so that nodes which lost each other at one moment do not find each other in lockstep.
+            pause_s = wait_s * self._jitter.uniform(0.5, 1.0)
+            wait_s = min(wait_s * 2, RETRY_LAST_S)
+            if connection is not None:
+                await asyncio.sleep(pause_s)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await wake.wait()
+                await asyncio.sleep(RETRY_FIRST_S * self._jitter.random())
+
+    async def _dial(self, link: _Link, channel: Channel) -> Connection | None:
+        """Try all addresses of the peer once; return the connection when its handshake is done."""
+        try:
+            addresses = await self._resolve(link)
+        except OSError as error:
+            self._dial_failed(link, channel, f"cannot resolve {link.peer.host}: {str(error) or 'timed out'}")
+            return None
+        for family, host in addresses:
+            connection = self._make(Dialler(self._identity, link.peer.id, channel), channel)
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await self._loop.create_connection(
+                        lambda connection=connection: connection,
+                        host,
+                        link.peer.port,
+                        family=family,
+                        local_addr=self._source_for(family),
+                    )
+            except TimeoutError:
+                self._dial_failed(link, channel, f"no answer from {format_address(host, link.peer.port)}")
+                continue
+            except OSError as error:
+                self._dial_failed(link, channel, str(error))
+                continue
+            try:
+                await connection.settled.wait()
+            except asyncio.CancelledError:
+                connection.abort("closed here", tell=False)
+                raise
+            if connection.who is not None:
+                return connection
+            self._dial_failed(link, channel, connection.failure)
+        return None
+
+    async def _resolve(self, link: _Link) -> list[tuple[int, str]]:
+        """Return (family, address) of the peer in the resolver's order; the last known while the resolver fails."""
+        host = link.peer.host
+        try:
+            version = ipaddress.ip_address(host.partition("%")[0]).version
+        except ValueError:
+            pass
+        else:
+            return [(socket.AF_INET6 if version == 6 else socket.AF_INET, host)]
+        try:
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                infos = await self._loop.getaddrinfo(host, link.peer.port, type=socket.SOCK_STREAM)
+        except OSError:
+            if not link.addresses:
+                raise
+        else:
+            link.addresses = list(dict.fromkeys((int(info[0]), str(info[4][0])) for info in infos))
+        return link.addresses
+
+    def _source_for(self, family: int) -> tuple[str, int] | None:
+        if self._source is None or (":" in self._source) != (family == socket.AF_INET6):
+            return None
+        return self._source, 0
+
+    def _dial_failed(self, link: _Link, channel: Channel, error: str) -> None:
+        link.failures += 1
+        link.last_error = error
+        if self._quiet.may_log((link.peer.id, error), self._loop.time()):
+            log.warning(
+                "cannot connect peer=%s channel=%s address=%s error=%r",
+                link.peer.id,
+                channel.name.lower(),
+                format_address(link.peer.host, link.peer.port),
+                error,
+            )
+
+    # --- accepting -----------------------------------------------------------------------------------------------
+
+    def _accept(self) -> Connection:
+        # The oldest goes: an honest handshake takes milliseconds, so what has waited longest is least likely to be one.
+        if len(self._unproven) >= UNPROVEN_MAX:
+            oldest = next(iter(self._unproven))
+            if self._quiet.may_log(("unproven",), self._loop.time()):
+                log.warning("too many unproven connections limit=%d dropped=%s", UNPROVEN_MAX, oldest.address)
+            oldest.abort("too many unproven connections")
+            self._unproven.pop(oldest, None)
+        connection = self._make(Acceptor(self._identity, self._links.keys()), Channel.CONTROL)
+        self._unproven[connection] = None
+        return connection
+
+    def _make(self, handshake: Dialler | Acceptor, channel: Channel) -> Connection:
+        return Connection(
+            self,
+            handshake,
+            loop=self._loop,
+            frame_bytes_max=self._max_frame_bytes,
+            buffered_bytes_max=self._max_buffered_bytes if channel is Channel.BULK else CONTROL_BUFFER_BYTES_MAX,
+            silence_limit_s=self._silence_limit_s,
+        )
+
+    # --- what connections tell (connection.Owner) ----------------------------------------------------------------
+
+    def established(self, connection: Connection, who: Established) -> bool:
+        """See `connection.Owner`."""
+        link = self._links[who.peer]
+        if self._stopping:
+            connection.abort("closed here", tell=False)
+            return False
+        log.info(
+            "peer connected peer=%s channel=%s direction=%s address=%s version=%d incarnation=%d",
+            who.peer,
+            who.channel.name.lower(),
+            connection.direction,
+            connection.address,
+            who.version,
+            who.incarnation,
+        )
+        link.incarnation = who.incarnation
+        if connection.dialled:
+            was_connected = link.connected
+            assert who.channel not in link.outgoing
+            link.outgoing[who.channel] = connection
+            link.established_count += 1
+            if link.connected and not was_connected:
+                link.connected_since = self._loop.time()
+                self._receiver.peer_connected(who.peer)
+            return not connection.failure
+        self._unproven.pop(connection, None)
+        older = link.incoming.get(who.channel)
+        link.incoming[who.channel] = connection
+        if older is not None:
+            # The peer gave that one up, or its process ended without our hearing of it.
+            older.abort("replaced by a newer connection")
+        # It is there: do not wait for the end of our back-off.
+        for wake in link.wake.values():
+            wake.set()
+        return True
+
+    def frames_received(self, connection: Connection, frames: list[tuple[int, bytes, bytes]]) -> None:
+        """See `connection.Owner`."""
+        assert connection.who is not None
+        if not self._stopping:
+            self._receiver.frames_received(connection.who.peer, frames)
+
+    def lost(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        who = connection.who
+        if who is None:
+            self._unproven.pop(connection, None)
+            if not connection.dialled and connection.refusal is not None:
+                self._log_refusal(connection)
+            return
+        link = self._links[who.peer]
+        link.add_counters(connection)
+        if connection.dialled:
+            del link.outgoing[who.channel]
+            link.connected_since = None
+        elif link.incoming.get(who.channel) is connection:
+            del link.incoming[who.channel]
+        if self._stopping:
+            return
+        link.last_error = connection.failure
+        log.info(
+            "peer connection lost peer=%s channel=%s direction=%s address=%s reason=%r",
+            who.peer,
+            who.channel.name.lower(),
+            connection.direction,
+            connection.address,
+            connection.failure,
+        )
+        self._receiver.peer_lost(who.peer, connection.by_peer)
+
+    def failed(self, error: Exception) -> None:
+        """See `connection.Owner`."""
+        log.error("transport failed", exc_info=error)
+        if self._on_failure is not None:
+            self._on_failure(error)
+
+    def _log_refusal(self, connection: Connection) -> None:
+        refusal = connection.refusal
+        assert refusal is not None
+        # Keyed by the address, not by what a stranger says: it could say something new each time.
+        key = (connection.address.rpartition(":")[0], refusal.reason)
+        if self._quiet.may_log(key, self._loop.time()):
+            log.warning("connection refused address=%s %s", connection.address, connection.failure)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, Exception):
+                raise error
+            self.failed(error)
+
+    # --- watching ------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        now = self._loop.time()
+        interval_s = self._silence_limit_s / _WATCHES_PER_LIMIT
+        was_asleep = now - self._watched_at > 2 * interval_s
+        self._watched_at = now
+        self._watch_timer = self._loop.call_later(interval_s, self._watch)
+        for link in self._links.values():
+            for connection in (*link.outgoing.values(), *link.incoming.values()):
+                connection.watch(now, was_asleep=was_asleep)
+
+
+@dataclass(slots=True)
+class _Link:
+    """All there is between us and one peer."""
+
+    peer: Peer
+    outgoing: dict[Channel, Connection] = field(default_factory=dict)
+    incoming: dict[Channel, Connection] = field(default_factory=dict)
+    wake: dict[Channel, asyncio.Event] = field(
+        default_factory=lambda: {channel: asyncio.Event() for channel in Channel}
+    )
+    addresses: list[tuple[int, str]] = field(default_factory=list)
+    incarnation: int | None = None
+    connected_since: float | None = None
+    established_count: int = 0
+    failures: int = 0
+    unsent_frames: int = 0
+    last_error: str = ""
+    sent_bytes: int = 0
+    sent_frames: int = 0
+    received_bytes: int = 0
+    received_frames: int = 0
+
+    @property
+    def connected(self) -> bool:
+        return len(self.outgoing) == len(Channel)
+
+    def add_counters(self, connection: Connection) -> None:
+        """Keep what a connection counted, after its end."""
+        self.sent_bytes += connection.sent_bytes
+        self.sent_frames += connection.sent_frames
+        self.received_bytes += connection.received_bytes
+        self.received_frames += connection.received_frames
+
+    def stats(self) -> PeerStats:
+        live = [*self.outgoing.values(), *self.incoming.values()]
+        control = self.outgoing.get(Channel.CONTROL)
+        return PeerStats(
+            connected=self.connected,
+            connected_since=self.connected_since,
+            incoming=len(self.incoming),
+            incarnation=self.incarnation,
+            sent_bytes=self.sent_bytes + sum(connection.sent_bytes for connection in live),
+            sent_frames=self.sent_frames + sum(connection.sent_frames for connection in live),
+            received_bytes=self.received_bytes + sum(connection.received_bytes for connection in live),
+            received_frames=self.received_frames + sum(connection.received_frames for connection in live),
+            unsent_frames=self.unsent_frames,
+            buffered_bytes=sum(connection.buffered_bytes for connection in self.outgoing.values()),
+            failures=self.failures,
+            reconnects=max(0, self.established_count - len(Channel)),
+            round_trip_s=control.round_trip_s if control is not None else None,
+            last_error=self.last_error,
+        )
+
+
+class _Quiet:
+    """Lets the first of equal log lines pass, then one every LOG_INTERVAL_S; keeps a bounded memory of them."""
+
+    def __init__(self) -> None:
+        self._logged_at: dict[tuple[object, ...], float] = {}
+
+    def may_log(self, key: tuple[object, ...], now: float) -> bool:
+        logged_at = self._logged_at.pop(key, None)
+        if logged_at is not None and now - logged_at < LOG_INTERVAL_S:
+            self._logged_at[key] = logged_at
+            return False
+        if len(self._logged_at) >= _LOG_KEYS_MAX:
+            oldest = next(iter(self._logged_at))
+            if now - self._logged_at[oldest] < LOG_INTERVAL_S:
+                return False  # so many different lines within the interval are a flood
+            del self._logged_at[oldest]
+        self._logged_at[key] = now
+        return True
