@@ -27,12 +27,12 @@ def extensions() -> list[Extension]:
     fastlog = Extension(
         "smtpraft._fastlog",
         ["smtpraft/_fastlog.pyx"],
-        depends=["smtpraft/_crc32c.h"],
+        depends=["smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"],
         extra_compile_args=["-O3", "-fno-strict-aliasing"],
         optional=not required,
     )
     # force: a .c file from another version of Cython or of the .pyx must never be compiled.
-    built: list[Extension] = cythonize([fastlog], force=True, language_level=3)
+    built: list[Extension] = cythonize([fastlog], force=True, language_level=3)  # type: ignore[no-untyped-call]
     return built
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from operator import index as as_int
-from typing import Final
+from typing import Final, final
 
 from smtpraft._logformat import (
     ENTRY_BYTES_MAX,
@@ -217,6 +217,7 @@ def encode_frame(type: int, head: bytes, tail_bytes: int = 0) -> bytes:
     return before_crc + _U32.pack(_extend(_extend(0, before_crc), head)) + head
 
 
+@final
 class FrameDecoder:
     """Cuts a byte stream into frames of at most `max_bytes` (head and tail) and one version.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import final
 
 from smtpraft._logformat import (
     ENTRY_BYTES_MAX,
@@ -80,6 +81,7 @@ __all__ = [
 ]
 
 
+@final
 class Log:
     """The in-memory log: terms and sizes of all entries, and the bytes of the recent ones, in the blocks they came in.
 
