@@ -21,9 +21,11 @@ import logging
 import socket
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
+from smtpraft.cluster.addresses import format_address
 from smtpraft.cluster.handshake import HANDSHAKE_TIMEOUT_S, Acceptor, Channel, Dialler, Established, Reason, Refused
 from smtpraft.cluster.wire import FRAME_TRANSPORT_FIRST
 from smtpraft.fastlog import FRAME_HEADER_BYTES, CorruptEntry, CorruptFrame, FrameDecoder, encode_frame
@@ -205,7 +207,7 @@ class Connection(asyncio.Protocol):
         self._socket = transport.get_extra_info("socket")
         peer_name = transport.get_extra_info("peername")
         if isinstance(peer_name, tuple):
-            self.address = f"{peer_name[0]}:{peer_name[1]}"
+            self.address = format_address(peer_name[0], peer_name[1])
         if peer_name is not None and peer_name == transport.get_extra_info("sockname"):
             # Dialling a port of the ephemeral range that nobody listens on can hit the very port we dial from.
             self.abort("connected to itself")
@@ -326,7 +328,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(encode_frame(FRAME_PONG, head))
         elif type == FRAME_PONG and self.dialled and len(head) == _SENT_AT.size:
             self._ping_end = 0
-            self.round_trip_s = max(0.0, self._loop.time() - _SENT_AT.unpack(head)[0])
+            self.round_trip_s = time.monotonic() - _SENT_AT.unpack(head)[0]
         elif type == FRAME_CLOSE:
             self.failure = f"closed by peer: {head.decode('utf-8', 'replace')[:_CLOSE_TEXT_BYTES_MAX]!r}"
             self._transport.abort()
@@ -350,7 +352,8 @@ class Connection(asyncio.Protocol):
                 self._alive_at = now  # slow, but moving; our ping is still behind bulk
             self._acknowledged = acknowledged
             if not self._ping_end:
-                self._transport.write(encode_frame(FRAME_PING, _SENT_AT.pack(now)))
+                # Not the loop's clock: uvloop's counts whole milliseconds, and stands still within a turn.
+                self._transport.write(encode_frame(FRAME_PING, _SENT_AT.pack(time.monotonic())))
                 self.sent_bytes += _PING_BYTES
                 self._ping_end = self.sent_bytes
         silence_s = now - self._alive_at

@@ -32,7 +32,7 @@ import hmac
 import secrets
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from smtpraft.errors import SmtpRaftError
@@ -112,7 +112,7 @@ class Identity:
     node: NodeId
     cluster_id: bytes
     incarnation: int
-    secret: bytes | None
+    secret: bytes | None = field(repr=False)
     version_min: int = VERSION_MIN
     version_max: int = VERSION_MAX
 

@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from smtpraft.cluster.addresses import Peer, format_address, is_explicit
+from smtpraft.cluster.addresses import Peer, format_address, is_explicit, is_loopback
 from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, Connection
-from smtpraft.cluster.handshake import Acceptor, Channel, Dialler, Established, Identity
+from smtpraft.cluster.handshake import HANDSHAKE_TIMEOUT_S, Acceptor, Channel, Dialler, Established, Identity
 from smtpraft.types import NodeId
 
 __all__ = ["Peer", "PeerStats", "Receiver", "Transport"]
@@ -111,6 +111,7 @@ class Transport:
         max_buffered_bytes: int = BUFFERED_BYTES_MAX,
         bind_source: bool | None = None,
         silence_limit_s: float = SILENCE_LIMIT_S,
+        handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
         on_failure: Callable[[Exception], None] | None = None,
         jitter: random.Random | None = None,
     ) -> None:
@@ -120,6 +121,7 @@ class Transport:
         self._max_frame_bytes = max_frame_bytes
         self._max_buffered_bytes = max_buffered_bytes
         self._silence_limit_s = silence_limit_s
+        self._handshake_timeout_s = handshake_timeout_s
         self._on_failure = on_failure
         self._jitter = jitter if jitter is not None else random.Random()
         # A fixed source address makes "node A" and "what comes from A's address" the same thing to a firewall.
@@ -182,7 +184,9 @@ class Transport:
         if pending:
             await asyncio.wait(pending, timeout=CLOSE_TIMEOUT_S)
         if self._server is not None:
-            await self._server.wait_closed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._server.wait_closed()
 
     @property
     def listening(self) -> tuple[str, int]:
@@ -279,7 +283,7 @@ class Transport:
                         host,
                         link.peer.port,
                         family=family,
-                        local_addr=self._source_for(family),
+                        local_addr=self._source_for(family, host),
                     )
             except TimeoutError:
                 self._dial_failed(link, channel, f"no answer from {format_address(host, link.peer.port)}")
@@ -316,9 +320,11 @@ class Transport:
             link.addresses = list(dict.fromkeys((int(info[0]), str(info[4][0])) for info in infos))
         return link.addresses
 
-    def _source_for(self, family: int) -> tuple[str, int] | None:
+    def _source_for(self, family: int, host: str) -> tuple[str, int] | None:
         if self._source is None or (":" in self._source) != (family == socket.AF_INET6):
             return None
+        if is_loopback(self._source) and not is_loopback(host):
+            return None  # there is no way from there
         return self._source, 0
 
     def _dial_failed(self, link: _Link, channel: Channel, error: str) -> None:
@@ -344,7 +350,10 @@ class Transport:
             oldest.abort("too many unproven connections")
             self._unproven.pop(oldest, None)
         connection = self._make(Acceptor(self._identity, self._links.keys()), Channel.CONTROL)
-        self._unproven[connection] = None
+        if self._stopping:
+            connection.abort("closed here")
+        else:
+            self._unproven[connection] = None
         return connection
 
     def _make(self, handshake: Dialler | Acceptor, channel: Channel) -> Connection:
@@ -355,6 +364,7 @@ class Transport:
             frame_bytes_max=self._max_frame_bytes,
             buffered_bytes_max=self._max_buffered_bytes if channel is Channel.BULK else CONTROL_BUFFER_BYTES_MAX,
             silence_limit_s=self._silence_limit_s,
+            handshake_timeout_s=self._handshake_timeout_s,
         )
 
     # --- what connections tell (connection.Owner) ----------------------------------------------------------------
@@ -389,6 +399,16 @@ class Transport:
         link.incoming[who.channel] = connection
         if older is not None:
             # The peer gave that one up, or its process ended without our hearing of it.
+            assert older.who is not None
+            if older.who.incarnation != who.incarnation and self._quiet.may_log((who.peer, "twice"), self._loop.time()):
+                log.warning(
+                    "peer restarted unheard, or two processes have its id peer=%s addresses=%s,%s incarnations=%d,%d",
+                    who.peer,
+                    older.address,
+                    connection.address,
+                    older.who.incarnation,
+                    who.incarnation,
+                )
             older.abort("replaced by a newer connection")
         # It is there: do not wait for the end of our back-off.
         for wake in link.wake.values():
@@ -441,7 +461,7 @@ class Transport:
         # Keyed by the address, not by what a stranger says: it could say something new each time.
         key = (connection.address.rpartition(":")[0], refusal.reason)
         if self._quiet.may_log(key, self._loop.time()):
-            log.warning("connection refused address=%s %s", connection.address, connection.failure)
+            log.warning("connection refused address=%s reason=%r", connection.address, connection.failure)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -523,14 +543,14 @@ class _Quiet:
         self._logged_at: dict[tuple[object, ...], float] = {}
 
     def may_log(self, key: tuple[object, ...], now: float) -> bool:
-        logged_at = self._logged_at.pop(key, None)
+        logged_at = self._logged_at.get(key)
         if logged_at is not None and now - logged_at < LOG_INTERVAL_S:
-            self._logged_at[key] = logged_at
             return False
-        if len(self._logged_at) >= _LOG_KEYS_MAX:
+        if logged_at is None and len(self._logged_at) >= _LOG_KEYS_MAX:
             oldest = next(iter(self._logged_at))
             if now - self._logged_at[oldest] < LOG_INTERVAL_S:
                 return False  # so many different lines within the interval are a flood
             del self._logged_at[oldest]
+        self._logged_at.pop(key, None)  # so that the oldest stays first
         self._logged_at[key] = now
         return True
