@@ -1,0 +1,153 @@
+"""What happens to mail: who may send it, and the hand-over to the cluster. The `handle_*` hooks of aiosmtpd.
+
+The reply to the final dot is a promise (RFC 5321 §4.2.5): 2yz, the message is on the disks of a majority; 4yz or 5yz,
+it is never delivered. When neither can be promised nothing is said and the connection is closed, which a client takes
+for "try again": a repeat is better than a loss.
+"""
+
+# ruff: noqa: N802 -- the names of the hooks are aiosmtpd's
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from smtpraft.config import SmtpSettings
+from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.smtp.connection import Client, Connection, SessionOver, Transaction
+from smtpraft.smtp.policy import RelayPolicy
+from smtpraft.smtp.statistics import SmtpStatistics
+from smtpraft.smtp.trace import DateLine, count_received, received_line
+from smtpraft.spool.types import Envelope, MessageId
+
+log = logging.getLogger(__name__)
+
+
+class AcceptMail(Protocol):
+    """Where accepted mail goes: `SpoolClient.accept`."""
+
+    async def __call__(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float) -> MessageId:
+        """Return the queue id once the message is committed.
+
+        Raises:
+            NotReplicated: it is not queued and never will be.
+            OutcomeUnknown: it may be.
+            Stopped: the node stops; nothing was handed to the cluster.
+        """
+
+
+class MailHandler:
+    """The hooks of one server."""
+
+    def __init__(
+        self,
+        settings: SmtpSettings,
+        *,
+        policy: RelayPolicy,
+        accept: AcceptMail,
+        ready: Callable[[], bool],
+        statistics: SmtpStatistics,
+        clock: Callable[[], float],
+        instance: str,
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._accept = accept
+        self._ready = ready
+        self._statistics = statistics
+        self._clock = clock
+        self._instance = instance
+        self._transactions = itertools.count(1)
+        self._dates = DateLine()
+
+    async def handle_MAIL(
+        self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
+    ) -> str:
+        """Refuse at once what could not be committed: cheaper for both sides than a refusal of the content."""
+        if not self._ready():
+            return "451 4.3.0 Error: no majority of the cluster is in reach, try again later"
+        return "250 2.1.0 Ok"
+
+    async def handle_RCPT(
+        self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
+    ) -> str:
+        """Take or refuse one recipient."""
+        _, at, domain = address.rpartition("@")
+        if not at:
+            address = self._policy.postmaster
+            if address in envelope.rcpt_tos:
+                return "250 2.1.5 Ok"
+        elif not session.may_relay and not self._policy.is_local(domain):
+            return "550 5.7.1 Error: relaying denied"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Ok"
+
+    async def handle_DATA(self, server: Connection, session: Client, envelope: Transaction) -> str:
+        """Commit the message and say so.
+
+        Raises:
+            SessionOver: nobody knows whether it is committed.
+        """
+        if count_received(envelope.content_blocks) > self._settings.max_received_headers:
+            return "554 5.4.6 Error: too many hops"
+        transaction_id = f"{self._instance}-{next(self._transactions):x}"
+        content = self._with_trace(session, envelope, transaction_id)
+        mail = Envelope(
+            sender=envelope.mail_from or "",
+            recipients=tuple(envelope.rcpt_tos),
+            smtputf8=envelope.smtp_utf8,
+            body_8bitmime=envelope.body_8bitmime or not envelope.content_ascii,
+            client_host=session.client_host,
+            helo=session.host_name or "",
+        )
+        started = server.loop.time()
+        try:
+            message = await self._accept(mail, content, deadline_s=self._settings.commit_timeout_s)
+        except NotReplicated as error:
+            log.warning("not replicated trace=%s client=%s error=%r", transaction_id, session.client_host, error)
+            return "451 4.3.0 Error: the message could not be replicated, try again later"
+        except Stopped:
+            return f"421 4.3.2 {self._settings.hostname} Service shutting down"
+        except OutcomeUnknown as error:
+            log.warning("outcome unknown trace=%s client=%s error=%r", transaction_id, session.client_host, error)
+        except Exception:
+            # We cannot tell how far it got.
+            log.exception("outcome unknown trace=%s client=%s", transaction_id, session.client_host)
+        else:
+            log.info(
+                "accepted id=%s trace=%s client=%s helo=%r sender=%r nrcpt=%d size=%d ms=%.1f%s",
+                message,
+                transaction_id,
+                mail.client_host,
+                mail.helo,
+                mail.sender,
+                len(mail.recipients),
+                envelope.size_bytes,
+                (server.loop.time() - started) * 1000,
+                " client_gone=true" if server.gone else "",
+            )
+            return f"250 2.0.0 Ok: queued as {message}"
+        self._statistics.outcomes_unknown += 1
+        raise SessionOver(reason="outcome unknown")
+
+    def _with_trace(self, session: Client, envelope: Transaction, transaction_id: str) -> list[bytes]:
+        """Return the content with our `Received:` line before it; empties `envelope.content_blocks`."""
+        protocol = "ESMTP" if session.extended_smtp else "SMTP"
+        if envelope.smtp_utf8:
+            protocol = "UTF8SMTP"  # RFC 6531 §4.3
+        line = received_line(
+            helo=session.host_name or "",
+            client_host=session.client_host,
+            hostname=self._settings.hostname,
+            protocol=protocol,
+            transaction_id=transaction_id,
+            recipient=envelope.rcpt_tos[0] if len(envelope.rcpt_tos) == 1 else "",
+            date=self._dates.at(self._clock()),
+        )
+        blocks = envelope.content_blocks
+        envelope.content_blocks = []
+        if blocks and blocks[0][:1] in (b" ", b"\t"):
+            line += b"\r\n"  # no header: its first line would be read as the continuation of ours
+        return [line, *blocks]

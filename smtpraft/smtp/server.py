@@ -1,0 +1,196 @@
+"""The SMTP listener of one node: who is let in, for how long, and how it ends.
+
+    server = SmtpServer(settings, accept=client.accept, ready=node.has_quorum)
+    await server.start()
+    ...
+    await server.drain(10.0)   # 421 to new and idle sessions; messages under way are answered
+    await server.close()
+
+Drain before the node stops: the messages under way still need their commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from smtpraft.config import SmtpSettings, parse_address
+from smtpraft.smtp.connection import Client, Connection
+from smtpraft.smtp.handler import AcceptMail, MailHandler
+from smtpraft.smtp.memory import MemoryBudget
+from smtpraft.smtp.policy import RelayPolicy, client_address, client_key
+from smtpraft.smtp.session import SmtpSession
+from smtpraft.smtp.statistics import SmtpStatistics
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 511
+SWEEP_S_MAX: Final = 1.0
+SWEEP_S_MIN: Final = 0.02
+STRESS_PERCENT: Final = 80  # of max_connections; then silent clients get seconds instead of minutes
+
+
+class SmtpServer:
+    """Takes mail for `accept`. One per node, on the loop it was started on."""
+
+    def __init__(
+        self,
+        settings: SmtpSettings,
+        *,
+        accept: AcceptMail,
+        ready: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+        instance: str = "",
+    ) -> None:
+        """`ready` says whether a message could be committed now; MAIL is answered 451 while it does not.
+
+        `instance` begins the transaction ids of `Received:` lines; empty: random. `clock` dates these lines, no more.
+        """
+        self.settings = settings
+        self.statistics = SmtpStatistics()
+        self.memory = MemoryBudget(settings.max_inflight_bytes)
+        self.draining = False
+        self._policy = RelayPolicy(
+            hostname=settings.hostname,
+            relay_networks=settings.relay_networks,
+            local_domains=settings.local_domains,
+            postmaster=settings.postmaster,
+        )
+        self.handler = MailHandler(
+            settings,
+            policy=self._policy,
+            accept=accept,
+            ready=ready,
+            statistics=self.statistics,
+            clock=clock,
+            instance=instance or secrets.token_hex(4),
+        )
+        self.hooks: dict[str, Any] = {
+            "MAIL": self.handler.handle_MAIL,
+            "RCPT": self.handler.handle_RCPT,
+            "DATA": self.handler.handle_DATA,
+        }
+        hostname = settings.hostname.encode()
+        self.greeting = b"220 %b ESMTP smtpraft\r\n" % hostname
+        self.helo_reply = b"250 %b\r\n" % hostname
+        self.ehlo_reply = (
+            b"250-%b\r\n250-PIPELINING\r\n250-SIZE %d\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n"
+        ) % (hostname, settings.max_message_bytes)
+        self._listeners: list[asyncio.Server] = []
+        self._sessions: dict[Connection, int] = {}
+        self._per_client: Counter[int] = Counter()
+        self._all_over = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens: host and port as bound, in the order of the settings."""
+        return [listening.getsockname()[:2] for listener in self._listeners for listening in listener.sockets]
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: an address cannot be bound; none is then.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            for text in self.settings.listen:
+                address = parse_address(text)
+                self._listeners.append(
+                    await loop.create_server(
+                        lambda: SmtpSession(self, loop), address.host, address.port, reuse_address=True, backlog=BACKLOG
+                    )
+                )
+        except BaseException:
+            self._close_listeners()
+            raise
+        self._sweeper = loop.create_task(self._sweep(), name="smtp-timeouts")
+        log.info("listening addresses=%s", ",".join(f"{host}:{port}" for host, port in self.addresses))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Listen no more, part with idle clients, wait up to `timeout_s` until the messages under way are answered."""
+        self.draining = True
+        self._close_listeners()
+        for session in list(self._sessions):
+            session.drain()
+        if not self._sessions:
+            return
+        self._all_over.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_over.wait()
+        except TimeoutError:
+            log.warning("drain ended sessions_left=%d", len(self._sessions))
+
+    async def close(self) -> None:
+        """Cut every connection. What was handed over and is not yet answered stays unanswered."""
+        self.draining = True
+        self._close_listeners()
+        tasks = [session.task for session in self._sessions if session.task is not None]
+        for session in list(self._sessions):
+            session.abort()
+        for task in tasks:
+            task.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            tasks.append(self._sweeper)
+            self._sweeper = None
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports close in the next turn of the loop
+
+    # What a session calls.
+
+    def admit(self, session: Connection, peer: Any) -> Client | str:
+        """Take the connection in, or return the reply that turns it away."""
+        statistics = self.statistics
+        settings = self.settings
+        statistics.connections_total += 1
+        address = client_address(peer[0]) if peer else None
+        key = client_key(address)
+        if self.draining:
+            return self._deny("draining", f"421 4.3.2 {settings.hostname} Service shutting down")
+        if len(self._sessions) >= settings.max_connections:
+            return self._deny("total", f"421 4.3.2 {settings.hostname} Error: too many connections")
+        if self._per_client[key] >= settings.max_connections_per_client:
+            return self._deny("client", f"421 4.7.0 {settings.hostname} Error: too many connections from your address")
+        self._sessions[session] = key
+        self._per_client[key] += 1
+        statistics.connections += 1
+        return Client(session.loop, address, self._policy.may_relay(address))
+
+    def forget(self, session: Connection) -> None:
+        """The session is over and its connection closed."""
+        key = self._sessions.pop(session)
+        self._per_client[key] -= 1
+        if not self._per_client[key]:
+            del self._per_client[key]
+        self.statistics.connections -= 1
+        if not self._sessions:
+            self._all_over.set()
+
+    def _deny(self, reason: str, reply: str) -> str:
+        self.statistics.connections_denied[reason] += 1
+        self.statistics.messages_rejected["connect", 421] += 1
+        return reply
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    async def _sweep(self) -> None:
+        """Look at all sessions now and then: cheaper than a timer that every command moves."""
+        settings = self.settings
+        interval_s = max(SWEEP_S_MIN, min(SWEEP_S_MAX, settings.command_timeout_s / 4, settings.data_timeout_s / 4))
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(interval_s)
+            stressed = len(self._sessions) * 100 >= settings.max_connections * STRESS_PERCENT
+            now = loop.time()
+            for session in list(self._sessions):
+                session.check_time(now, stressed)
