@@ -1,0 +1,37 @@
+"""What survives power loss: the write-ahead log, its writer, and the identity of a data directory."""
+
+from __future__ import annotations
+
+from smtpraft.storage.batch import HardState
+from smtpraft.storage.disk import Disk, File, RealDisk
+from smtpraft.storage.errors import (
+    DirectoryInUse,
+    IdentityMismatch,
+    WalCorrupt,
+    WalFailed,
+    WalForeign,
+    WalFull,
+    WalNewer,
+)
+from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
+from smtpraft.storage.wal import Recovery, Wal
+from smtpraft.storage.writer import WalWriter
+
+__all__ = [
+    "SYNC_BUCKETS_S",
+    "DirectoryInUse",
+    "Disk",
+    "File",
+    "HardState",
+    "IdentityMismatch",
+    "RealDisk",
+    "Recovery",
+    "Wal",
+    "WalCorrupt",
+    "WalFailed",
+    "WalForeign",
+    "WalFull",
+    "WalNewer",
+    "WalStats",
+    "WalWriter",
+]

@@ -1,0 +1,176 @@
+"""One write of the log: a header that vouches for what is behind it, then the entries' own bytes.
+
+Batch, big endian, at a multiple of 8 in its segment, 152 bytes before the entries, zeros after them up to the next 8:
+    magic u32 | crc u32 | salt u64 | number u64 | durable u64 | first_index u64 | last_index u64 | floor u64 |
+    entries_bytes u32 | entries_crc u32 | previous_crc u32 | vote_length u8 | zero u8[3] |
+    term u64 | commit u64 | vote u8[64] | entries
+
+`crc` is CRC-32C over bytes 8 to 152. `entries_crc` is CRC-32C over the `crc` fields of the entries, in order: it binds
+these entries to this header without reading their bytes a second time; each entry checks its own.
+
+    number         1 for a log's first batch, then one more each; never used again, but for a batch lost in a torn tail
+    durable        the last batch that was synced when this one was written: all up to it must be there for ever after
+    first_index    0 and 0 when the batch has no entries; if not after the last so far, the rest is replaced
+    floor          sequence of the oldest segment that still counts; those before it were compacted
+    previous_crc   `crc` of batch `number - 1`
+    salt           of the segment, so that what a recycled file held before never passes for a batch of today
+    term, commit, vote   the hard state as of this batch (Raft Figure 2), in every batch
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from smtpraft.fastlog import ENTRY_HEADER_BYTES, crc32c
+from smtpraft.storage.disk import Buffer
+
+BATCH_MAGIC: Final = b"SRWB"
+BATCH_HEADER_BYTES: Final = 152
+BATCH_ALIGN_BYTES: Final = 8
+VOTE_BYTES_MAX: Final = 64
+
+_CHECKED: Final = struct.Struct(">QQQQQQIIIB3xQQ64s")
+_PREFIX: Final = struct.Struct(">4sI")
+_RECORD: Final = struct.Struct(">4sI")
+_TERM_AND_INDEX: Final = struct.Struct(">8xQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What must be on disk before an answer leaves (Raft Figure 2). `commit` may lag; term and vote may not."""
+
+    term: int = 0
+    vote: str = ""
+    commit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHeader:
+    """The header of one batch; the module's docstring says what the fields mean."""
+
+    salt: int
+    number: int
+    durable: int
+    first_index: int
+    last_index: int
+    floor: int
+    entries_bytes: int
+    entries_crc: int
+    previous_crc: int
+    hard_state: HardState
+    crc: int = 0
+    """Filled in by `decode_header`; `encode_header` computes its own."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole batch: header, entries and what aligns the next one."""
+        return batch_size_bytes(self.entries_bytes)
+
+
+def batch_size_bytes(entries_bytes: int) -> int:
+    """Return the bytes that a batch with so many bytes of entries takes."""
+    return -(-(BATCH_HEADER_BYTES + entries_bytes) // BATCH_ALIGN_BYTES) * BATCH_ALIGN_BYTES
+
+
+def encode_header(header: BatchHeader) -> tuple[bytes, int]:
+    """Return the header's bytes and its checksum."""
+    state = header.hard_state
+    vote = state.vote.encode()
+    if len(vote) > VOTE_BYTES_MAX:
+        raise ValueError(f"the vote {state.vote!r} is longer than {VOTE_BYTES_MAX} bytes")
+    checked = _CHECKED.pack(
+        header.salt,
+        header.number,
+        header.durable,
+        header.first_index,
+        header.last_index,
+        header.floor,
+        header.entries_bytes,
+        header.entries_crc,
+        header.previous_crc,
+        len(vote),
+        state.term,
+        state.commit,
+        vote,
+    )
+    crc = crc32c(checked)
+    return _PREFIX.pack(BATCH_MAGIC, crc) + checked, crc
+
+
+def decode_header(data: Buffer) -> BatchHeader | None:
+    """Return the header at the start of `data`, or None if there is none or it is damaged."""
+    if len(data) < BATCH_HEADER_BYTES:
+        return None
+    magic, crc = _PREFIX.unpack_from(data)
+    if magic != BATCH_MAGIC or crc32c(data[_PREFIX.size : BATCH_HEADER_BYTES]) != crc:
+        return None
+    (
+        salt,
+        number,
+        durable,
+        first_index,
+        last_index,
+        floor,
+        entries_bytes,
+        entries_crc,
+        previous_crc,
+        vote_length,
+        term,
+        commit,
+        vote,
+    ) = _CHECKED.unpack_from(data, _PREFIX.size)
+    hard_state = HardState(term, vote[:vote_length].decode(), commit)
+    return BatchHeader(
+        salt, number, durable, first_index, last_index, floor, entries_bytes, entries_crc, previous_crc, hard_state, crc
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a walk along the records of some entries found. Checks sizes and numbers, not the records' checksums."""
+
+    first_index: int
+    last_index: int
+    last_term: int
+    entries_bytes: int
+    entries_crc: int
+    ends: array[int]
+    """Where each record ends, in bytes from the first one."""
+
+
+def survey(spans: Sequence[Buffer]) -> Survey | None:
+    """Walk along encoded entries, given in pieces of whole records; None if they are not that."""
+    checksums: list[bytes] = []
+    ends = array("I")
+    base = 0
+    first_index = 0
+    last_start = 0
+    last_span: Buffer = b""
+    for span in spans:
+        length = len(span)
+        offset = 0
+        while offset < length:
+            if length - offset < ENTRY_HEADER_BYTES:
+                return None
+            checksum, size = _RECORD.unpack_from(span, offset)
+            last_start = offset
+            offset += size
+            if size < ENTRY_HEADER_BYTES or offset > length:
+                return None
+            checksums.append(checksum)
+            ends.append(base + offset)
+        base += length
+        if length:
+            if not first_index:
+                _, first_index = _TERM_AND_INDEX.unpack_from(span)
+            last_span = span
+    if not checksums:
+        return None
+    last_term, last_index = _TERM_AND_INDEX.unpack_from(last_span, last_start)
+    if last_index - first_index + 1 != len(checksums):
+        return None
+    return Survey(first_index, last_index, last_term, base, crc32c(b"".join(checksums)), ends)
