@@ -1,0 +1,1 @@
+"""Mail out: schedule, routes, SMTP and LMTP client, Maildir, bounces."""
