@@ -88,7 +88,7 @@ def raft_metrics(status: NodeStatus) -> list[Metric]:
 
 
 def queue_metrics(counts: dict[str, int], states: Sequence[str]) -> list[Metric]:
-    """Return what the mail queue says; the totals are the cluster's, the same on every node."""
+    """Return what the mail queue says: the cluster's, the same on every node, but for `owned`."""
     return [
         labelled(
             "queue_messages", "Messages in the queue.", "state", {state: counts.get(state, 0) for state in states}
@@ -96,18 +96,5 @@ def queue_metrics(counts: dict[str, int], states: Sequence[str]) -> list[Metric]
         gauge("queue_bytes", "Bytes of the messages in the queue.", counts.get("bytes", 0)),
         gauge("queue_recipients", "Open recipients in the queue.", counts.get("recipients", 0)),
         gauge("queue_owned_messages", "Messages that this node is to deliver.", counts.get("owned", 0)),
-        counter("queue_accepted", "Messages accepted by the cluster.", counts.get("accepted", 0)),
-        counter("queue_moved", "Messages that changed their owner.", counts.get("moved", 0)),
-        labelled(
-            "deliveries",
-            "Results recorded by the cluster.",
-            "result",
-            {
-                "delivered": counts.get("delivered", 0),
-                "deferred": counts.get("deferrals", 0),
-                "bounced": counts.get("failed", 0),
-                "expired": counts.get("expired", 0),
-            },
-            counts=True,
-        ),
+        counter("queue_moved", "Messages that changed their owner, in the whole cluster.", counts.get("moved", 0)),
     ]

@@ -26,7 +26,7 @@ from smtpraft.admin.metrics import CONTENT_TYPE, render
 from smtpraft.admin.views import JsonObject, message_view, status_view
 from smtpraft.cluster.status import NodeStatus
 from smtpraft.config import AdminSettings, ConfigError, parse_address
-from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError, Stopped
 from smtpraft.spool.client import SpoolClient
 from smtpraft.spool.types import MessageId, MessageNotFound, parse_message_id
 from smtpraft.types import NodeId
@@ -51,9 +51,9 @@ class AdminNode(Protocol):
 
     def has_quorum(self) -> bool: ...
 
-    async def read_index(self, *, deadline_s: float | None = None) -> int: ...
+    async def read_index(self, *, deadline_s: float = 10.0) -> int: ...
 
-    async def transfer_leadership(self, to: NodeId | None = None) -> None: ...
+    async def transfer_leadership(self, to: NodeId | None = None) -> NodeId | None: ...
 
 
 class Admin:
@@ -65,7 +65,7 @@ class Admin:
         node: AdminNode,
         client: SpoolClient,
         *,
-        digest: Callable[[], tuple[int, int]],
+        digest: Callable[[], tuple[str, int]],
         compiled: bool,
         metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
         token: bytes = b"",
@@ -118,10 +118,11 @@ class Admin:
             await self._runner.cleanup()
 
     @property
-    def port(self) -> int:
-        """The port in use, also when the setting asked for any."""
+    def address(self) -> tuple[str, int]:
+        """Host and port in use, also when the setting asked for any port."""
         assert self._runner is not None
-        return int(self._runner.addresses[0][1])
+        host, port = self._runner.addresses[0][:2]
+        return host, port
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -141,6 +142,8 @@ class Admin:
             return _problem(503, "no majority answered in time; it may be repeated", "outcome-unknown")
         except Stopped:
             return _problem(503, "this node is stopping", "stopping")
+        except SmtpRaftError as error:
+            return _problem(409, str(error))
 
     def _check_access(self, request: web.Request) -> None:
         if self._token:
@@ -273,11 +276,11 @@ class Admin:
         before = self._node.status()
         if to is not None and to not in before.voters:
             return _problem(400, f"{to!r} is no voter of this cluster")
-        async with asyncio.timeout(COMMIT_TIMEOUT_S):
-            await self._node.transfer_leadership(NodeId(to) if to else None)
-        after = self._node.status().leader_id
-        log.info("leadership transferred from=%s to=%s", before.leader_id, after)
-        return web.json_response({"from": before.leader_id or None, "to": after or None})
+        chosen = await self._node.transfer_leadership(NodeId(to) if to else None)
+        if chosen is None:
+            return _problem(503, "nobody took leadership over")
+        log.info("leadership transferred from=%s to=%s", before.leader_id, chosen)
+        return web.json_response({"from": before.leader_id or None, "to": chosen})
 
 
 def _linearizable(request: web.Request) -> bool:

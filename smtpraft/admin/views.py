@@ -13,9 +13,9 @@ QUEUE_STATES = ("queued", "deferred", "held")
 JsonObject = dict[str, Any]
 
 
-def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[int, int], compiled: bool) -> JsonObject:
-    """Return what `GET /v1/status` says. Times are milliseconds; a digest is 16 hexadecimal digits."""
-    digest_index, digest_value = digest
+def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[str, int], compiled: bool) -> JsonObject:
+    """Return what `GET /v1/status` says. `digest` is of the state at `digest_index`."""
+    digest_value, digest_index = digest
     return {
         "node_id": status.node_id,
         "cluster_id": status.cluster_id,
@@ -31,7 +31,7 @@ def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[int, i
         "durable_index": status.durable_index,
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
-        "digest": f"{digest_value:016x}",
+        "digest": digest_value,
         "digest_index": digest_index,
         "voters": list(status.voters),
         "nodes_up": list(status.nodes_up),

@@ -86,8 +86,8 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise EndpointError(f"{endpoint}: {_reason(error)}") from None
 
-    def request(self, method: str, path: str, body: Json | None = None) -> Answer:
-        """Return the first answer that is neither missing nor "not now" (503).
+    def request(self, method: str, path: str, body: Json | None = None, *, next_on: Sequence[int] = (503,)) -> Answer:
+        """Return the first answer that is neither missing nor one of `next_on`: "not now", unless said otherwise.
 
         A request that changes something goes to the next endpoint only if this one was never reached or refused it:
         all of these requests may be repeated without harm.
@@ -103,7 +103,7 @@ class Client:
             except EndpointError as error:
                 failures.append(str(error))
                 continue
-            if answer.status == 503:
+            if answer.status in next_on:
                 failures.append(f"{endpoint}: {answer.error()}")
                 status = Exit.TEMPFAIL
                 continue

@@ -121,7 +121,7 @@ def health(client: Client, arguments: Namespace) -> int:
 def transfer(client: Client, arguments: Namespace) -> int:
     """Hand leadership to another node."""
     body: Json = {"to": arguments.node} if arguments.node else {}
-    answer = client.request("POST", "/v1/leader/transfer", body)
+    answer = client.request("POST", "/v1/leader/transfer", body, next_on=(409, 503))
     if answer.status != 200:
         raise CommandError(Exit.TEMPFAIL, f"{answer.endpoint}: {answer.error()}")
     facts = answer.json()

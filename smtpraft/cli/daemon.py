@@ -1,0 +1,262 @@
+"""One node with all its parts: built, run together, drained in order.
+
+    start   node (recovers, takes part)  →  delivery  →  SMTP listens  →  admin listens
+    stop    /readyz says 503  →  leadership handed over  →  SMTP drains  →  delivery drains  →  node leaves  →  exit 0
+
+A part that dies takes the node down, and the service manager brings it back clean. A deadline in a thread of its own
+ends the process even if the loop is stuck: a node that stops loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from prometheus_client import Metric
+
+from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
+from smtpraft.admin.server import Admin
+from smtpraft.admin.views import QUEUE_STATES
+from smtpraft.cli.exits import CommandError, Exit
+from smtpraft.cli.gauges import delivery_metrics, smtp_metrics, wal_metrics
+from smtpraft.cluster.addresses import parse_listen, parse_peers
+from smtpraft.cluster.node import Node
+from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
+from smtpraft.config import Config, ConfigError, routes
+from smtpraft.delivery import Delivery
+from smtpraft.errors import Fatal, SmtpRaftError
+from smtpraft.fastlog import COMPILED
+from smtpraft.smtp import SmtpServer
+from smtpraft.spool.client import SpoolClient
+from smtpraft.spool.machine import SpoolMachine
+from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
+from smtpraft.types import NodeId, parse_node_id
+
+log = logging.getLogger(__name__)
+
+STOP_S: Final = 15.0  # service managers and the cluster's other nodes wait 20
+SMTP_DRAIN_S: Final = 5.0
+DELIVERY_DRAIN_S: Final = 3.0
+NODE_STOP_S: Final = 5.0
+QUORUM_SAMPLE_S: Final = 0.1
+QUORUM_GRACE_S: Final = 3.0  # several elections long: a failover is waited out, a lost majority is not
+
+
+class PartDied(Exception):
+    """A part of the node ended that should have run on."""
+
+
+def node_options(config: Config, secret: bytes | None) -> NodeOptions:
+    """Return what `cluster.Node` is told.
+
+    Raises:
+        ConfigError: an address or id cannot be used.
+    """
+    cluster = config.cluster
+    node_id = parse_node_id(config.node.id)
+    others = parse_peers(cluster.peers, node_id)
+    shared = {field.name for field in dataclasses.fields(NodeOptions)} & set(cluster.__struct_fields__)
+    given = {name: getattr(cluster, name) for name in shared - {"listen", "peers"}}
+    return NodeOptions(
+        node_id=node_id,
+        data_dir=str(Path(config.node.data_dir).resolve()),
+        cluster_id=derive_cluster_id(cluster.name, [node_id, *(peer.id for peer in others)]),
+        listen=parse_listen(cluster.listen),
+        peers=others,
+        secret=secret,
+        **given,
+    )
+
+
+class Daemon:
+    """The parts of one node and their life."""
+
+    def __init__(self, config: Config, secret: bytes | None, token: bytes) -> None:
+        self.config = config
+        self._secret = secret
+        self._token = token
+        self._stop = asyncio.Event()
+        self._signals = 0
+        self._quorum_seen_at = -QUORUM_GRACE_S
+
+    async def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit status.
+
+        Raises:
+            CommandError: a part cannot start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        self._build()
+        try:
+            async with contextlib.AsyncExitStack() as parts:
+                await self._start(parts)
+                gc.collect()
+                gc.freeze()  # what is here now stays: later collections need not look at it
+                async with asyncio.TaskGroup() as tasks:
+                    watchers = [
+                        tasks.create_task(self._watch_node(), name="node-watch"),
+                        tasks.create_task(self._watch_quorum(), name="quorum-watch"),
+                        tasks.create_task(self._watch_delivery(), name="delivery-watch"),
+                    ]
+                    await self._stop.wait()
+                    log.info("stopping")
+                    self._arm_deadline(Exit.OK)
+                    for watcher in watchers:
+                        watcher.cancel()
+                    await self._drain()
+        except BaseExceptionGroup as group:
+            error = group.exceptions[0]
+            log.error("ended node=%s reason=%s: %s", self.config.node.id, type(error).__name__, error)
+            return Exit.SOFTWARE
+        log.info("ended node=%s", self.config.node.id)
+        return Exit.OK
+
+    # ---- build and start ----
+
+    def _build(self) -> None:
+        config = self.config
+        self._data_dir = Path(config.node.data_dir).resolve()
+        spool = self._data_dir / "spool"
+        try:
+            spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(Exit.CONFIG, f"node.data_dir: cannot use {self._data_dir}: {error.strerror}") from None
+        node_id = NodeId(config.node.id)
+        self.machine = SpoolMachine(str(spool / "queue.db"), node_id)
+        try:
+            self.node = Node(node_options(config, self._secret), self.machine)
+            self.machine.read_entry = self.node.read_entry_blocking
+            self.client = SpoolClient(self.node, self.machine)
+            self.smtp = SmtpServer(config.smtp, accept=self.client.accept, ready=self._ready)
+            delivery = msgspec.structs.replace(config.delivery, routes=routes(config))
+            self.delivery = Delivery(delivery, self.client, self.node, hostname=config.smtp.hostname)
+            self.admin = Admin(
+                config.admin,
+                self.node,
+                self.client,
+                digest=self.machine.digest_now,
+                compiled=COMPILED,
+                metrics=[self._metrics],
+                token=self._token,
+            )
+        except ConfigError as error:
+            raise CommandError(Exit.CONFIG, *error.problems) from None
+
+    async def _start(self, parts: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        self.client.attach(asyncio.get_running_loop())
+        parts.push_async_callback(self._stop_node)
+        async with _explained("cluster.listen", config.cluster.listen):
+            await self.node.start()
+        parts.push_async_callback(self.client.close)
+        parts.push_async_callback(self.delivery.close)
+        await self.delivery.start()
+        parts.push_async_callback(self.smtp.close)
+        async with _explained("smtp.listen", ", ".join(config.smtp.listen)):
+            await self.smtp.start()
+        parts.push_async_callback(self.admin.stop)
+        async with _explained("admin.listen", config.admin.listen):
+            await self.admin.start()
+        log.info(
+            "serving node=%s data_dir=%s smtp=%s admin=%s:%d",
+            config.node.id,
+            self._data_dir,
+            ",".join(f"{host}:{port}" for host, port in self.smtp.addresses),
+            *self.admin.address,
+        )
+
+    # ---- run ----
+
+    async def _watch_node(self) -> None:
+        raise await self.node.wait_failed()
+
+    async def _watch_delivery(self) -> None:
+        await self.delivery.wait_failed()
+        raise PartDied("delivery ended")
+
+    async def _watch_quorum(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self.node.has_quorum():
+                self._quorum_seen_at = loop.time()
+            await asyncio.sleep(QUORUM_SAMPLE_S)
+
+    def _ready(self) -> bool:
+        """May a client begin a message? During an election yes, its commit waits that long; without a majority no."""
+        if self.node.has_quorum():
+            return True
+        return asyncio.get_running_loop().time() - self._quorum_seen_at < QUORUM_GRACE_S
+
+    def _metrics(self) -> Iterable[Metric]:
+        yield build_info(COMPILED, self.config.node.loop)
+        yield from raft_metrics(self.node.status())
+        yield from wal_metrics(self.node)
+        yield from queue_metrics(self.client.counts(), QUEUE_STATES)
+        yield from smtp_metrics(self.smtp.statistics)
+        yield from delivery_metrics(self.delivery.metrics)
+
+    # ---- stop ----
+
+    def _signalled(self, number: int) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            log.warning("second signal: ending at once")
+            os._exit(Exit.OK)
+        log.info("signal=%s", signal.Signals(number).name)
+        self._stop.set()
+
+    def _arm_deadline(self, status: Exit) -> None:
+        def end() -> None:
+            log.warning("not stopped after %.0f s: ending at once; nothing acknowledged is lost", STOP_S)
+            logging.shutdown()
+            os._exit(status)
+
+        timer = threading.Timer(STOP_S, end)
+        timer.daemon = True
+        timer.start()
+
+    async def _drain(self) -> None:
+        self.admin.draining = True
+        if self.node.is_leader and self.config.cluster.peers:
+            with contextlib.suppress(SmtpRaftError):
+                await self.node.transfer_leadership()  # first, so that the messages under way commit without a pause
+        await self.smtp.drain(SMTP_DRAIN_S)
+        await self.delivery.drain(DELIVERY_DRAIN_S)
+
+    async def _stop_node(self) -> None:
+        try:
+            async with asyncio.timeout(NODE_STOP_S):
+                await self.node.stop()
+        except TimeoutError:
+            log.warning("the node did not stop within %.0f s", NODE_STOP_S)
+
+
+@asynccontextmanager
+async def _explained(setting: str, address: str) -> AsyncIterator[None]:
+    """Turn what can go wrong at the start into one line and an exit status."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise CommandError(Exit.UNAVAILABLE, f"{error.filename}: {error.strerror}") from None
+        reason = error.strerror or str(error)
+        raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}") from None
+    except DirectoryInUse as error:
+        raise CommandError(Exit.UNAVAILABLE, str(error)) from None
+    except (IdentityMismatch, ConfigError) as error:
+        raise CommandError(Exit.CONFIG, str(error)) from None
+    except Fatal as error:
+        raise CommandError(Exit.SOFTWARE, f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,78 @@
+"""The counters of parts that `admin` may not know, as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+from smtpraft.admin.metrics import counter, gauge, labelled
+from smtpraft.cluster.node import Node
+from smtpraft.delivery.metrics import DeliveryMetrics
+from smtpraft.smtp.statistics import SmtpStatistics
+from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
+
+
+def histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> Metric:
+    """Return a histogram from counts that are not cumulative, the last of them for what is above every bound."""
+    family = HistogramMetricFamily(f"smtpraft_{name}", text)
+    family.add_metric([], _buckets(bounds, counts), total)
+    return family
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    buckets: list[tuple[str, float]] = []
+    below = 0
+    for bound, count in zip([*(f"{bound:g}" for bound in bounds), "+Inf"], counts, strict=True):
+        below += count
+        buckets.append((bound, below))
+    return buckets
+
+
+def wal_metrics(node: Node) -> Iterable[Metric]:
+    """Yield what the disk side of the log has done."""
+    stats: WalStats = node.writer_stats
+    yield histogram(
+        "wal_fsync_duration_seconds", "Syncs of the log.", SYNC_BUCKETS_S, stats.sync_counts, stats.sync_seconds
+    )
+    yield counter("wal_write_bytes", "Bytes written to the log.", stats.bytes_written)
+    yield counter("wal_batches", "Batches written to the log.", stats.batches)
+    yield counter("wal_entries", "Entries written to the log.", stats.entries)
+    yield counter("wal_rolls", "Segments begun.", stats.rolls)
+    yield gauge("loop_lag_seconds", "How late the last tick of the event loop was.", node.loop_lag_s)
+
+
+def smtp_metrics(statistics: SmtpStatistics) -> Iterable[Metric]:
+    """Yield what the SMTP side has seen."""
+    yield gauge("smtp_connections", "Open connections.", statistics.connections)
+    yield counter("smtp_connections", "Connections since the start.", statistics.connections_total)
+    denied = {reason: float(count) for reason, count in statistics.connections_denied.items()}
+    yield labelled("smtp_connections_denied", "Connections turned away.", "reason", denied, counts=True)
+    yield counter("messages_received", "Messages answered with 250.", statistics.messages_received)
+    yield counter("messages_received_bytes", "Their bytes.", statistics.bytes_received)
+    rejected = CounterMetricFamily("smtpraft_messages_rejected", "Refusals.", labels=["stage", "code"])
+    for (stage, code), count in statistics.messages_rejected.items():
+        rejected.add_metric([stage, str(code)], count)
+    yield rejected
+    yield counter("smtp_outcomes_unknown", "Connections closed without a reply.", statistics.outcomes_unknown)
+    yield counter("smtp_timeouts", "Connections closed for silence.", statistics.timeouts)
+    times, sizes = statistics.ack_seconds, statistics.message_bytes
+    yield histogram("smtp_ack_duration_seconds", "Final dot to reply.", times.bounds, times.counts, times.sum)
+    yield histogram("message_size_bytes", "Sizes of messages.", sizes.bounds, sizes.counts, sizes.sum)
+
+
+def delivery_metrics(metrics: DeliveryMetrics) -> Iterable[Metric]:
+    """Yield what this node has delivered."""
+    results = {result: float(count) for result, count in metrics.recipients.items()}
+    yield labelled("deliveries", "Recipients by the result of an attempt.", "result", results, counts=True)
+    durations = HistogramMetricFamily("smtpraft_delivery_duration_seconds", "Attempts.", labels=["transport"])
+    for transport, times in metrics.duration_s.items():
+        durations.add_metric([transport], _buckets(times.bounds, times.counts), times.total)
+    yield durations
+    yield counter("delivery_bounces", "Notifications proposed.", metrics.bounces)
+    yield counter("delivery_dead_letters", "Failures that nobody could be told of.", metrics.dead_letters)
+    yield counter("delivery_abandoned", "Attempts broken off because the lease ended.", metrics.abandoned)
+    yield counter("delivery_stale_reports", "Results that did not count any more.", metrics.stale_reports)
+    yield gauge("delivery_connections", "Open connections to destinations.", metrics.connections)
+    yield counter("delivery_connections_failed", "Connections that failed.", metrics.connections_failed)

@@ -1,0 +1,71 @@
+"""`smtpraft serve`: everything before the event loop runs and after it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import resource
+from collections.abc import Callable
+from typing import Final
+
+from smtpraft._version import __version__
+from smtpraft.cli import logs
+from smtpraft.cli.configuration import load_or_fail, read_secrets
+from smtpraft.cli.daemon import Daemon
+from smtpraft.cli.exits import CommandError, Exit
+from smtpraft.config import Config, ConfigError
+from smtpraft.fastlog import COMPILED
+
+log = logging.getLogger(__name__)
+
+OPEN_FILES_WANTED: Final = 65_536
+
+
+def serve(path: str | None) -> int:
+    """Run a node until it is told to stop; return the exit status.
+
+    Raises:
+        CommandError: it cannot start: CONFIG for what an operator must change, UNAVAILABLE for what others hold.
+    """
+    if not __debug__:
+        raise CommandError(Exit.CONFIG, "python -O removes the assertions that guard the queue: start without -O")
+    loaded = load_or_fail(path)
+    logs.configure(loaded.config.log.level, loaded.config.log.format)
+    faulthandler.enable()
+    _raise_open_files()
+    try:
+        secret, token = read_secrets(loaded.config)
+        loop_factory = _loop_factory(loaded.config)
+    except ConfigError as error:
+        raise CommandError(Exit.CONFIG, *error.problems) from None
+    log.info(
+        "smtpraft version=%s compiled=%s config=%s",
+        __version__,
+        "yes" if COMPILED else "no",
+        loaded.path or "(defaults)",
+    )
+    if not COMPILED:
+        log.warning("running without the compiled half: correct, but slow; install a wheel for this platform")
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(Daemon(loaded.config, secret, token).run())
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    if config.node.loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        raise ConfigError('node.loop = "uvloop": it is not installed here; install it, or set "asyncio"') from None
+    return uvloop.new_event_loop
+
+
+def _raise_open_files() -> None:
+    """A connection is a file: use as many as the system allows without asking an administrator."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(OPEN_FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
