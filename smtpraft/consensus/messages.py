@@ -123,9 +123,12 @@ class Message:
     reject: bool = False
     reject_hint: int = 0
     context: bytes = b""
+    """HEARTBEAT and its answer: nothing, or the 8 bytes big endian of a read's number. READ_INDEX and its answer: the
+    reader's own. VOTE: whether the leader asked for it. `sender` is who asks, also where another node passes it on."""
     entries: EntryRange = NO_ENTRIES
     block: bytes = b""
-    """APP as received: the encoded entries after `index`."""
+    """APP as received: the encoded entries after `index`. On the sending side usually empty: then `entries` says which;
+    if not, these bytes go, for the log no longer has them."""
     payloads: tuple[tuple[int, bytes], ...] = ()
     """PROP: (kind, payload) of each proposal; they get index and term from the leader."""
     snapshot: SnapshotMeta | None = None

@@ -1,0 +1,65 @@
+"""The settings of the core. All times are ticks; the driver decides how long a tick is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from smtpraft.types import NodeId
+
+ELECTION_RAFT: Final = "raft"
+ELECTION_LOWEST_ID: Final = "lowest-id"
+MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a node is told once. A limit of 0 bytes means none."""
+
+    id: NodeId
+    election_ticks: int = 15
+    """A follower campaigns after one to two times this many ticks without a word from its leader."""
+    heartbeat_ticks: int = 5
+    max_append_bytes: int = MIB
+    """Entries in one APP message; one entry goes at least."""
+    max_inflight_messages: int = 256
+    max_inflight_bytes: int = 16 * MIB
+    """Sent to one follower and not yet acknowledged."""
+    max_uncommitted_bytes: int = 128 * MIB
+    """Payload of the leader's proposals that are not applied yet; a proposal beyond it is dropped."""
+    max_apply_bytes: int = 0
+    """Entries handed out for applying and not yet acknowledged."""
+    pre_vote: bool = True
+    check_quorum: bool = True
+    lease_reads: bool = False
+    """Answer reads from the leader's lease, without a round of heartbeats. A paused leader may then answer stale."""
+    async_storage: bool = True
+    step_down_on_removal: bool = True
+    disable_conf_change_validation: bool = False
+    election: str = ELECTION_RAFT
+    lead_before_own_vote: bool = False
+    """Let a candidate lead on the votes of others while its own is not on disk yet, as the reference does. If it
+    crashes then, it may win the same term again with another log: two different entries of one index and term."""
+    merge_messages: bool = True
+    """Join what one turn has for one peer: appends that continue each other, acknowledgements that include others."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked.
+
+        Raises:
+            ValueError: the text names the setting.
+        """
+        if not self.id:
+            raise ValueError("id must not be empty")
+        if self.heartbeat_ticks < 1:
+            raise ValueError(f"heartbeat_ticks={self.heartbeat_ticks}: must be at least 1")
+        if self.election_ticks <= self.heartbeat_ticks:
+            raise ValueError(f"election_ticks={self.election_ticks}: must be more than heartbeat_ticks")
+        if self.max_inflight_messages < 1:
+            raise ValueError(f"max_inflight_messages={self.max_inflight_messages}: must be at least 1")
+        if self.max_inflight_bytes and self.max_inflight_bytes < self.max_append_bytes:
+            raise ValueError(f"max_inflight_bytes={self.max_inflight_bytes}: less than one message may hold")
+        if self.lease_reads and not self.check_quorum:
+            raise ValueError("lease_reads needs check_quorum: without it a leader's lease never ends")
+        if self.election not in {ELECTION_RAFT, ELECTION_LOWEST_ID}:
+            raise ValueError(f"election={self.election!r}: must be {ELECTION_RAFT!r} or {ELECTION_LOWEST_ID!r}")

@@ -1,0 +1,384 @@
+"""The state machine of one node (Raft Figure 2): its term, its vote, its role, and what every message does to them.
+
+Nothing here reads a clock, a file or a socket. `RawNode` is the face; what a role does with a message is in `leader`
+and `follower`, who may lead is `election`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from smtpraft.consensus import follower, leader
+from smtpraft.consensus.confchange import ConfChangeV2, Membership
+from smtpraft.consensus.config import ELECTION_RAFT, Config
+from smtpraft.consensus.election import Election, VoteElection
+from smtpraft.consensus.errors import LogLost
+from smtpraft.consensus.lowest_id import LowestIdElection
+from smtpraft.consensus.messages import (
+    ConfState,
+    HardState,
+    Message,
+    MessageType,
+    ReadState,
+    Role,
+    SnapshotMeta,
+)
+from smtpraft.consensus.raftlog import RaftLog
+from smtpraft.consensus.readonly import ReadOnly
+from smtpraft.consensus.tracker import Tracker
+from smtpraft.fastlog import ENTRY_NORMAL, Log, NotCached
+from smtpraft.types import NO_NODE, NodeId
+
+APP = MessageType.APP
+APP_RESP = MessageType.APP_RESP
+HEARTBEAT = MessageType.HEARTBEAT
+PRE_VOTE = MessageType.PRE_VOTE
+PRE_VOTE_RESP = MessageType.PRE_VOTE_RESP
+SNAP = MessageType.SNAP
+TRANSFER_LEADER = MessageType.TRANSFER_LEADER
+VOTE = MessageType.VOTE
+VOTE_RESP = MessageType.VOTE_RESP
+
+SCAN_BYTES = 1024 * 1024
+"""How much of the log is decoded at a time when looking for membership changes."""
+
+Handler = Callable[["Raft", Message], None]
+
+HANDLERS: dict[Role, dict[MessageType, Handler]] = {
+    Role.FOLLOWER: follower.HANDLERS,
+    Role.PRE_CANDIDATE: follower.CANDIDATE_HANDLERS,
+    Role.CANDIDATE: follower.CANDIDATE_HANDLERS,
+    Role.LEADER: leader.HANDLERS,
+}
+
+
+class Raft:
+    """One node. Its parts are open to the modules of this package, and to tests."""
+
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        conf_state: ConfState,
+        hard_state: HardState,
+        applied: int,
+        random: Random,
+        snapshot_provider: Callable[[], SnapshotMeta | None],
+    ) -> None:
+        if max(hard_state.commit, applied) > log.last_index:
+            raise LogLost(f"committed {hard_state.commit}, applied {applied}, but the log ends at {log.last_index}")
+        if applied < log.prev_index:
+            raise LogLost(f"applied {applied}, but the log begins after {log.prev_index}")
+        self.config = config
+        self.id = config.id
+        self.random = random
+        self.snapshot_provider = snapshot_provider
+        self.election: Election = VoteElection() if config.election == ELECTION_RAFT else LowestIdElection()
+
+        self.log = log
+        # What was applied was committed: the hard state may be older, for a commit index alone is not synced.
+        self.raftlog = RaftLog(log, max(hard_state.commit, applied, log.prev_index), applied, config.max_apply_bytes)
+        self.tracker = Tracker(config.id, config.max_inflight_messages, config.max_inflight_bytes)
+        self.tracker.install(Membership.restore(conf_state), frozenset(), log.last_index)
+        self.stamp = 0
+
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        self.role = Role.FOLLOWER
+        self.handlers = follower.HANDLERS
+        self.leader_id = NO_NODE
+        self.transferee = NO_NODE
+        """Whom the leader hands over to; while it does, it drops proposals."""
+        self.pending_conf_index = 0
+        """The leader accepts no membership change until this index is applied."""
+        self.uncommitted_bytes = 0
+        """Payload of the leader's proposals not applied yet. It may be too low, never too high."""
+        self.reads = ReadOnly()
+        self.postponed_reads: list[Message] = []
+        """Reads that came before the leader had committed in its term."""
+        self.reads_to_confirm = False
+        """A read came since the last heartbeats: the next output sends a round."""
+        self.election_elapsed = 0
+        self.heartbeat_elapsed = 0
+        self.timeout_ticks = 0
+
+        self.messages: list[Message] = []
+        """May leave at once."""
+        self.unsent_appends: dict[NodeId, Message] = {}
+        """The last append in `messages` to each peer: what continues it can join it."""
+        self.after_append: list[Message] = []
+        """May leave when everything before them is on disk, even if addressed to this node."""
+        self.read_states: list[ReadState] = []
+        self._scanned_index = 0
+        self._scanned_conf_index = 0
+        self.become_follower(self.term, NO_NODE)
+
+    # Facts.
+
+    @property
+    def promotable(self) -> bool:
+        """May this node campaign? A learner, a stranger and one whose snapshot is not stored may not."""
+        own = self.tracker.progress.get(self.id)
+        return own is not None and not own.is_learner and self.raftlog.snapshot is None
+
+    @property
+    def hard_state(self) -> HardState:
+        """What must survive a restart."""
+        return HardState(self.term, self.vote, self.raftlog.commit_index)
+
+    # Time.
+
+    def tick(self) -> None:
+        """One tick has passed."""
+        self.election_elapsed += 1
+        if self.role is Role.LEADER:
+            leader.tick(self)
+            return
+        self.election.tick(self)
+        if self.election_elapsed >= self.timeout_ticks and self.promotable:
+            self.election_elapsed = 0
+            self.campaign()
+
+    def campaign(self, *, transfer: bool = False) -> None:
+        """Try to become leader, unless that is not allowed; `transfer`: the leader asked for it."""
+        if self.role is Role.LEADER or not self.promotable:
+            return
+        # An unapplied membership might take this node's vote away, or give others one (etcd#7280).
+        if self._conf_change_unapplied():
+            return
+        self.election.campaign(self, transfer=transfer)
+
+    def _conf_change_unapplied(self) -> bool:
+        """Is a membership change committed but not applied here? Each committed entry is looked at once."""
+        first, last = max(self._scanned_index, self.raftlog.applied_index) + 1, self.raftlog.commit_index
+        while first <= last:
+            end = self.log.upto_bytes(first, last, SCAN_BYTES)
+            try:
+                entries = self.log.entries(first, end)
+            except NotCached:
+                return True  # Unknown: wait until it is applied.
+            for index, _, _, kind, _ in entries:
+                if kind != ENTRY_NORMAL:
+                    self._scanned_conf_index = index
+            self._scanned_index = end
+            first = end + 1
+        return self._scanned_conf_index > self.raftlog.applied_index
+
+    # Roles (Raft Figure 4).
+
+    def become_follower(self, term: int, leader_id: NodeId) -> None:
+        """Follow `leader_id`, or wait for one."""
+        self.reset(term)
+        self._enter(Role.FOLLOWER)
+        self.leader_id = leader_id
+
+    def become_pre_candidate(self) -> None:
+        """Ask whether an election could be won, without disturbing anybody: term and vote stay (thesis §9.6)."""
+        assert self.role is not Role.LEADER, "LEADER -> PRE_CANDIDATE"
+        self.tracker.votes.clear()
+        self._enter(Role.PRE_CANDIDATE)
+        # Or a pre-candidate would refuse another one's request because it still believes in the dead leader.
+        self.leader_id = NO_NODE
+
+    def become_candidate(self, term: int) -> None:
+        """Stand for election in a new term, and vote for oneself."""
+        assert self.role is not Role.LEADER, "LEADER -> CANDIDATE"
+        assert term > self.term
+        self.reset(term)
+        self.vote = self.id
+        self._enter(Role.CANDIDATE)
+
+    def become_leader(self) -> None:
+        """Lead. The empty entry commits, as the first of this term, all that came before it (Raft §5.4.2, §8)."""
+        assert self.role is Role.CANDIDATE, f"{self.role.name} -> LEADER"
+        assert self.raftlog.commit_index <= self.log.last_index
+        self.reset(self.term)
+        self._enter(Role.LEADER)
+        self.leader_id = self.id
+        own = self.tracker.progress[self.id]
+        own.become_replicate()
+        own.recent_active = True
+        # There may be an unapplied membership change in the log. Waiting is simpler than looking for it.
+        self.pending_conf_index = self.log.last_index
+        leader.append(self, ENTRY_NORMAL, (b"",))
+
+    def _enter(self, role: Role) -> None:
+        self.role = role
+        self.handlers = HANDLERS[role]
+
+    def reset(self, term: int) -> None:
+        """Begin anew in `term`, which is this one or a later one."""
+        assert term >= self.term, f"term {term} after {self.term}"
+        if term != self.term:
+            self.term = term
+            self.vote = NO_NODE
+        self.leader_id = NO_NODE
+        self.election_elapsed = 0
+        self.heartbeat_elapsed = 0
+        self.timeout_ticks = self.config.election_ticks + self.random.randrange(self.config.election_ticks)
+        self.transferee = NO_NODE
+        self.pending_conf_index = 0
+        self.uncommitted_bytes = 0
+        self.reads = ReadOnly()
+        self.postponed_reads.clear()
+        self.reads_to_confirm = False
+        self.tracker.reset(self.log.last_index)
+
+    # Messages.
+
+    def send(self, message: Message) -> None:
+        """Queue a message that may leave at once, with our term unless it has one."""
+        assert message.to != self.id, f"{message.type.name} to itself"
+        message.sender = self.id
+        if not message.term:
+            message.term = self.term
+        self.messages.append(message)
+
+    def forward(self, message: Message) -> None:
+        """Queue for the leader what is the leader's business, in the name of who asked.
+
+        Proposals and reads have no term: they are as good in a later one.
+        """
+        message.to = self.leader_id
+        message.term = self.term if message.type is TRANSFER_LEADER else 0
+        self.messages.append(message)
+
+    def send_after_append(self, message: Message) -> None:
+        """Queue an answer that may leave, or take effect here, only after all that came before it is on disk.
+
+        A vote, a refusal and an acknowledgement tell of our term, vote and log: they must survive us (Raft Figure 2).
+        """
+        message.sender = self.id
+        if not message.term:
+            message.term = self.term
+        self.after_append.append(message)
+
+    def acknowledge(self, to: NodeId, index: int) -> None:
+        """Tell a leader, which may be this node, that all up to `index` is stored here: once it is."""
+        if self.config.merge_messages and self.after_append:
+            last = self.after_append[-1]
+            if last.type is APP_RESP and last.to == to and last.term == self.term and not last.reject:
+                last.index = max(last.index, index)
+                return
+        self.after_append.append(Message(APP_RESP, to, self.id, self.term, index=index))
+
+    def keep_unsent(self, first: int) -> None:
+        """Entries from `first` on are about to be replaced: give the queued appends that name them their bytes.
+
+        They were sent while this node led, in its term, and say what was true then.
+        """
+        kept = []
+        for message in self.messages:
+            if message.type is APP and message.entries.last >= first and not message.block:
+                try:
+                    message.block = b"".join(self.log.spans(message.entries.first, message.entries.last))
+                except NotCached:
+                    continue  # As good as lost on the way.
+            kept.append(message)
+        self.messages = kept
+        self.unsent_appends.clear()
+
+    def step(self, message: Message) -> None:
+        """Take a message in: first what its term says (Raft §5.1), then what it asks."""
+        if message.term and message.term != self.term:
+            if message.term > self.term:
+                if not self._step_higher(message):
+                    return
+            else:
+                self._step_lower(message)
+                return
+        kind = message.type
+        if kind is VOTE or kind is PRE_VOTE:
+            self.election.answer(self, message)
+            return
+        handler = self.handlers.get(kind)
+        if handler is not None:
+            handler(self, message)
+
+    def _step_higher(self, message: Message) -> bool:
+        """A later term; return False if the message is to be ignored."""
+        kind = message.type
+        if kind is PRE_VOTE:
+            return not self.election.ignores(self, message)  # It asks about a term that has not begun.
+        if kind is VOTE:
+            if self.election.ignores(self, message):
+                return False
+            self.become_follower(message.term, NO_NODE)
+        elif kind is PRE_VOTE_RESP and not message.reject:
+            pass  # It grants a term that we asked about and have not begun.
+        elif kind is APP or kind is HEARTBEAT or kind is SNAP:
+            self.become_follower(message.term, message.sender)
+        else:
+            self.become_follower(message.term, NO_NODE)
+        return True
+
+    def _step_lower(self, message: Message) -> None:
+        """An earlier term: mostly stale, but a stuck leader must learn that its time is over."""
+        kind = message.type
+        if kind is APP or kind is HEARTBEAT:
+            # With stickiness, a node of a higher term cannot get through to the others: they ignore its requests while
+            # they hear this leader. Only the leader can let it back in, by stepping down.
+            if self.config.check_quorum or self.config.pre_vote:
+                self.send_after_append(Message(APP_RESP, to=message.sender))
+        elif kind is PRE_VOTE:
+            # Or two nodes of which one has the higher term, the other the better log, could wait for ever.
+            self.send_after_append(Message(PRE_VOTE_RESP, to=message.sender, reject=True))
+
+    # Answers of the driver's workers.
+
+    def stored(self, message: Message) -> None:
+        """The append worker has done a write that this answer was attached to.
+
+        An acknowledgement of an earlier term says nothing of the entries: they may have been replaced since, and even
+        replaced back (the ABA problem). A snapshot is committed state, whatever the term.
+        """
+        if message.index and message.term == self.term:
+            self.raftlog.stable_to(message.index, message.log_term)
+        if message.snapshot is not None:
+            self.raftlog.snapshot_stored(message.snapshot.index)
+            self._applied_more()
+
+    def applied(self, index: int) -> None:
+        """The state machine has applied all up to `index`."""
+        payload_bytes = self.raftlog.applied_to(index)
+        self.uncommitted_bytes = max(0, self.uncommitted_bytes - payload_bytes)
+        self._applied_more()
+
+    def _applied_more(self) -> None:
+        if (
+            self.tracker.membership.auto_leave
+            and self.role is Role.LEADER
+            and self.raftlog.applied_index >= self.pending_conf_index
+        ):
+            leader.propose_leave(self)
+
+    # Membership.
+
+    def apply_conf_change(self, change: ConfChangeV2) -> ConfState:
+        """Switch to the membership that a committed change makes.
+
+        Raises:
+            InvalidConfChange: it makes none; nothing has changed.
+        """
+        membership, fresh = self.tracker.membership.applied(change)
+        self.tracker.install(membership, fresh, self.log.last_index)
+        self._membership_changed()
+        return membership.conf_state()
+
+    def _membership_changed(self) -> None:
+        if self.role is not Role.LEADER:
+            return
+        own = self.tracker.progress.get(self.id)
+        if own is None or own.is_learner:
+            # Removed or demoted. Until it steps down it leads on without counting itself (thesis §4.2.2).
+            if self.config.step_down_on_removal:
+                self.become_follower(self.term, NO_NODE)
+            return
+        if leader.maybe_commit(self):
+            leader.broadcast_append(self)
+        else:
+            for progress in self.tracker.peers:
+                leader.maybe_send_append(self, progress, if_empty=False)
+        if self.transferee and self.transferee not in self.tracker.membership.voters:
+            self.transferee = NO_NODE

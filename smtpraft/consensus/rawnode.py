@@ -1,0 +1,456 @@
+"""The face of the core: say what happened, take what is to be done (the shape of etcd's RawNode).
+
+    node.stamp = now_ms
+    node.tick() | node.step(message) | node.propose([...]) | …       any number of them
+    while node.has_ready():
+        output = node.ready()          everything in it counts as handed out; see `Output`
+
+With asynchronous storage `output.messages` is all there is to do. A message names entries by range: turn ranges into
+bytes (`log.spans`) before the next call into the node, which may replace them. An APP that waited while that happened
+has its bytes in `block` already: send those. The append and the apply worker are each first in, first out, and lose
+nothing. Each response of a finished message goes to its `to`: into `step` if that is this node, else over the network.
+
+Without (`async_storage=False`) do, in this order: store `hard_state`, `snapshot` and `entries`, and sync if
+`must_sync`; apply `committed`; send `messages`; `advance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from smtpraft.consensus import leader
+from smtpraft.consensus.confchange import ConfChangeV2, encode_conf_change
+from smtpraft.consensus.config import Config
+from smtpraft.consensus.errors import LocalMessage, PeerNotFound, ProposalDropped
+from smtpraft.consensus.messages import (
+    APPEND_THREAD,
+    APPLY_THREAD,
+    ConfState,
+    EntryRange,
+    HardState,
+    Message,
+    MessageType,
+    Output,
+    Role,
+    SnapshotMeta,
+    SoftState,
+)
+from smtpraft.consensus.progress import Progress, ProgressState
+from smtpraft.consensus.raft import Raft
+from smtpraft.fastlog import ENTRY_CONF_CHANGE_V2, Log
+from smtpraft.types import NodeId
+
+STORAGE_APPEND_RESP = MessageType.STORAGE_APPEND_RESP
+STORAGE_APPLY_RESP = MessageType.STORAGE_APPLY_RESP
+
+LOCAL_TYPES: Final = frozenset(
+    {
+        MessageType.HUP,
+        MessageType.BEAT,
+        MessageType.UNREACHABLE,
+        MessageType.SNAP_STATUS,
+        MessageType.CHECK_QUORUM,
+        MessageType.STORAGE_APPEND,
+        MessageType.STORAGE_APPEND_RESP,
+        MessageType.STORAGE_APPLY,
+        MessageType.STORAGE_APPLY_RESP,
+    }
+)
+RESPONSE_TYPES: Final = frozenset(
+    {
+        MessageType.APP_RESP,
+        MessageType.VOTE_RESP,
+        MessageType.PRE_VOTE_RESP,
+        MessageType.HEARTBEAT_RESP,
+        MessageType.READ_INDEX_RESP,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """What this node, leading, knows of one member."""
+
+    match_index: int
+    next_index: int
+    state: ProgressState
+    is_learner: bool
+    recent_active: bool
+    paused: bool
+    pending_snapshot: int
+    inflight_messages: int
+    inflight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One node at one moment. `progress` has every member, in order, if the node leads; else it is empty."""
+
+    id: NodeId
+    role: Role
+    term: int
+    vote: NodeId
+    leader_id: NodeId
+    first_index: int
+    last_index: int
+    stable_index: int
+    commit_index: int
+    applied_index: int
+    conf_state: ConfState
+    transferee: NodeId
+    uncommitted_bytes: int
+    progress: dict[NodeId, PeerStatus]
+
+
+def _no_snapshot() -> SnapshotMeta | None:
+    return None
+
+
+class RawNode:
+    """One node. Not for several threads; no call waits, none but `ready` and `advance` has to follow another."""
+
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        conf_state: ConfState,
+        hard_state: HardState,
+        applied: int,
+        random: Random,
+        snapshot_provider: Callable[[], SnapshotMeta | None] = _no_snapshot,
+    ) -> None:
+        """Start as a follower from what the disk says; `log` is shared with the caller from now on.
+
+        `applied` is what the state machine has applied; it may be ahead of `hard_state.commit`.
+
+        Raises:
+            LogLost: the log lacks what was committed or applied.
+            InvalidConfChange: `conf_state` is no possible membership.
+        """
+        self.raft = Raft(config, log, conf_state, hard_state, applied, random, snapshot_provider)
+        self.id = config.id
+        self.log = log
+        self._async = config.async_storage
+        self._last_soft = SoftState(self.raft.leader_id, self.raft.role)
+        self._last_hard = self.raft.hard_state
+        self._on_advance: list[Message] = []
+        self._advance_due = False
+
+    # Facts, cheap.
+
+    @property
+    def stamp(self) -> int:
+        """Milliseconds that entries appended from now on carry; opaque to the core."""
+        return self.raft.stamp
+
+    @stamp.setter
+    def stamp(self, stamp: int) -> None:
+        self.raft.stamp = stamp
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return self.raft.term
+
+    @property
+    def vote(self) -> NodeId:
+        """Who has this node's vote in this term."""
+        return self.raft.vote
+
+    @property
+    def role(self) -> Role:
+        """What this node is."""
+        return self.raft.role
+
+    @property
+    def leader_id(self) -> NodeId:
+        """Who leads this term, if known; "" if not."""
+        return self.raft.leader_id
+
+    @property
+    def commit_index(self) -> int:
+        """The last index known to be committed."""
+        return self.raft.raftlog.commit_index
+
+    @property
+    def applied_index(self) -> int:
+        """The last index that the state machine has reported."""
+        return self.raft.raftlog.applied_index
+
+    @property
+    def stable_index(self) -> int:
+        """The last index known to be on this node's disk."""
+        return self.raft.raftlog.stable_index
+
+    @property
+    def conf_state(self) -> ConfState:
+        """The membership that was applied last."""
+        return self.raft.tracker.membership.conf_state()
+
+    def progress(self, node: NodeId) -> Progress | None:
+        """Return what is known of a member, to look at; it means something only while this node leads."""
+        return self.raft.tracker.progress.get(node)
+
+    def quorum_active(self) -> bool:
+        """Has this leader heard from a majority since the last check, which comes every election timeout?"""
+        return self.raft.tracker.quorum_active()
+
+    def recently_active(self) -> frozenset[NodeId]:
+        """Return the voters that this leader has heard from since the last check, itself included."""
+        tracker = self.raft.tracker
+        return frozenset(node for node in tracker.membership.voters if tracker.progress[node].recent_active)
+
+    def status(self) -> Status:
+        """Return everything an operator may want to see."""
+        raft, raftlog = self.raft, self.raft.raftlog
+        members = raft.tracker.progress if raft.role is Role.LEADER else {}
+        return Status(
+            id=self.id,
+            role=raft.role,
+            term=raft.term,
+            vote=raft.vote,
+            leader_id=raft.leader_id,
+            first_index=self.log.first_index,
+            last_index=self.log.last_index,
+            stable_index=raftlog.stable_index,
+            commit_index=raftlog.commit_index,
+            applied_index=raftlog.applied_index,
+            conf_state=self.conf_state,
+            transferee=raft.transferee,
+            uncommitted_bytes=raft.uncommitted_bytes,
+            progress={node: _peer_status(progress) for node, progress in members.items()},
+        )
+
+    # What happened.
+
+    def tick(self) -> None:
+        """One tick has passed. After a pause call it once, not once for each tick missed."""
+        self.raft.tick()
+
+    def campaign(self) -> None:
+        """Start an election now, if this node may."""
+        self.raft.campaign()
+
+    def step(self, message: Message) -> None:
+        """Take in a message of a peer, or a response of the own workers; it belongs to the node from now on.
+
+        Raises:
+            PeerNotFound: an answer of somebody who is no member.
+            LocalMessage: a peer sent what never travels.
+            ProposalDropped: nobody here can take the proposal.
+            InvalidMessage, CorruptEntry: a broken peer, or a broken connection.
+            LogLost, LogConflict: this node must stop.
+        """
+        kind = message.type
+        if kind in LOCAL_TYPES:
+            if kind is STORAGE_APPEND_RESP and message.sender == APPEND_THREAD:
+                self.raft.stored(message)
+            elif kind is STORAGE_APPLY_RESP and message.sender == APPLY_THREAD:
+                self.raft.applied(message.entries.last)
+            else:
+                raise LocalMessage(f"{kind.name} from {message.sender!r}")
+            return
+        if kind in RESPONSE_TYPES and message.sender not in self.raft.tracker.progress:
+            raise PeerNotFound(f"{kind.name} from {message.sender!r}")
+        self.raft.step(message)
+
+    def propose(self, payloads: Sequence[bytes]) -> None:
+        """Propose normal entries, in this order, all or none. A follower passes them on; they may get lost on the way.
+
+        Raises:
+            ProposalDropped: nothing was proposed.
+            ValueError: no payloads, or one is too large.
+        """
+        raft = self.raft
+        if raft.role is Role.LEADER:
+            leader.propose(raft, payloads)
+        else:
+            raft.step(Message(MessageType.PROP, sender=self.id, payloads=tuple((0, each) for each in payloads)))
+
+    def propose_conf_change(self, change: ConfChangeV2, kind: int = ENTRY_CONF_CHANGE_V2) -> None:
+        """Propose a membership change. If it comes out of turn, an empty entry takes its place: no error says so.
+
+        Raises:
+            ProposalDropped: nothing was proposed.
+            InvalidConfChange: it cannot be written down.
+        """
+        payload = encode_conf_change(change)
+        self.raft.step(Message(MessageType.PROP, sender=self.id, payloads=((kind, payload),)))
+
+    def apply_conf_change(self, change: ConfChangeV2) -> ConfState:
+        """A committed membership entry is being applied: switch, and return the membership to store with it.
+
+        Call it before the entry is reported as applied. For a change that the application vetoes, do not call it.
+
+        Raises:
+            InvalidConfChange: the change does not fit; nothing has changed, as on every other node.
+        """
+        return self.raft.apply_conf_change(change)
+
+    def read_index(self, context: bytes) -> None:
+        """Ask for a linearizable read; `Output.read_states` has it when it is safe. It may get lost: ask again.
+
+        Raises:
+            ProposalDropped: no leader is known.
+        """
+        raft = self.raft
+        if raft.role is not Role.LEADER and not raft.leader_id:
+            raise ProposalDropped("no leader is known")
+        raft.step(Message(MessageType.READ_INDEX, sender=self.id, context=context))
+
+    def transfer_leader(self, to: NodeId) -> None:
+        """Ask the leader, this node or another, to hand over to `to`."""
+        self.raft.step(Message(MessageType.TRANSFER_LEADER, sender=to))
+
+    def forget_leader(self) -> None:
+        """The leader is known to be gone: let others win an election at once."""
+        self.raft.step(Message(MessageType.FORGET_LEADER, sender=self.id))
+
+    def report_unreachable(self, peer: NodeId) -> None:
+        """What was sent to `peer` has probably not arrived."""
+        self.raft.step(Message(MessageType.UNREACHABLE, sender=peer))
+
+    def report_snapshot(self, peer: NodeId, ok: bool) -> None:
+        """The snapshot for `peer` was sent, or not. Without this after every SNAP the peer may get nothing more."""
+        self.raft.step(Message(MessageType.SNAP_STATUS, sender=peer, reject=not ok))
+
+    # What to do.
+
+    def has_ready(self) -> bool:
+        """Would `ready` have anything in it?"""
+        raft, raftlog = self.raft, self.raft.raftlog
+        return bool(
+            raft.messages
+            or raft.after_append
+            or raft.read_states
+            or raft.reads_to_confirm
+            or raftlog.handed_index < self.log.last_index
+            or raftlog.commit_index != self._last_hard.commit
+            or raftlog.has_committed(not self._async)
+            or raft.role is not self._last_soft.role
+            or raft.leader_id != self._last_soft.leader_id
+            or raft.term != self._last_hard.term
+            or raft.vote != self._last_hard.vote
+            or (raftlog.snapshot is not None and not raftlog.snapshot_handed)
+        )
+
+    def ready(self) -> Output:
+        """Return all there is to do, and take it for handed out."""
+        assert not self._advance_due, "two outputs without an advance between them"
+        raft, raftlog = self.raft, self.raft.raftlog
+        if raft.reads_to_confirm:
+            leader.broadcast_heartbeat(raft)
+
+        soft_state = None
+        if raft.role is not self._last_soft.role or raft.leader_id != self._last_soft.leader_id:
+            soft_state = self._last_soft = SoftState(raft.leader_id, raft.role)
+        entries = raftlog.next_entries()
+        hard_state, must_sync = None, bool(entries)
+        last = self._last_hard
+        if raft.term != last.term or raft.vote != last.vote:
+            hard_state, must_sync = raft.hard_state, True
+        elif raftlog.commit_index != last.commit:
+            hard_state = raft.hard_state
+        if hard_state is not None:
+            self._last_hard = hard_state
+        snapshot = None if raftlog.snapshot_handed else raftlog.snapshot
+        read_states = tuple(raft.read_states)
+        committed = raftlog.next_committed(not self._async)
+
+        messages = raft.messages
+        raft.messages = []
+        raft.unsent_appends.clear()
+        after_append = raft.after_append
+        raft.after_append = []
+        raft.read_states = []
+        if self._async:
+            if entries or hard_state is not None or snapshot is not None or after_append:
+                messages.append(self._storage_append(entries, hard_state, snapshot, after_append))
+            if committed:
+                messages.append(_storage_apply(self.id, committed))
+        else:
+            own = [message for message in after_append if message.to == self.id]
+            messages.extend(message for message in after_append if message.to != self.id)
+            self._on_advance = own
+            if raftlog.has_unstable or snapshot is not None:
+                own.append(self._storage_append_response(snapshot))
+            if committed:
+                own.append(_storage_apply_response(self.id, committed))
+            self._advance_due = True
+        raftlog.handed_out()
+        return Output(soft_state, hard_state, read_states, entries, snapshot, committed, tuple(messages), must_sync)
+
+    def _storage_append(
+        self,
+        entries: EntryRange,
+        hard_state: HardState | None,
+        snapshot: SnapshotMeta | None,
+        responses: list[Message],
+    ) -> Message:
+        # Attached whenever anything is not known to be stored, not only if this write has entries: an answer that a
+        # change of term has made worthless is made up for by the next one.
+        if self.raft.raftlog.has_unstable or snapshot is not None:
+            responses.append(self._storage_append_response(snapshot))
+        message = Message(
+            MessageType.STORAGE_APPEND,
+            APPEND_THREAD,
+            self.id,
+            entries=entries,
+            snapshot=snapshot,
+            responses=tuple(responses),
+        )
+        if hard_state is not None:
+            message.term, message.vote, message.commit = hard_state.term, hard_state.vote, hard_state.commit
+        return message
+
+    def _storage_append_response(self, snapshot: SnapshotMeta | None) -> Message:
+        """Return the answer that says, if it comes back in this term, that the whole log of now is stored."""
+        message = Message(STORAGE_APPEND_RESP, self.id, APPEND_THREAD, self.raft.term, snapshot=snapshot)
+        if self.raft.raftlog.has_unstable:
+            message.index, message.log_term = self.log.last_index, self.log.last_term
+        return message
+
+    def advance(self, output: Output) -> None:
+        """Synchronous storage only: all of `output`, the last one, is done."""
+        assert not self._async, "advance with asynchronous storage"
+        assert self._advance_due, "nothing to advance from"
+        self._advance_due = False
+        steps, self._on_advance = self._on_advance, []
+        for message in steps:
+            if message.type is STORAGE_APPEND_RESP:
+                self.raft.stored(message)
+            elif message.type is STORAGE_APPLY_RESP:
+                self.raft.applied(message.entries.last)
+            else:
+                self.raft.step(message)
+
+
+def _storage_apply(node: NodeId, committed: EntryRange) -> Message:
+    return Message(
+        MessageType.STORAGE_APPLY,
+        APPLY_THREAD,
+        node,
+        entries=committed,
+        responses=(_storage_apply_response(node, committed),),
+    )
+
+
+def _storage_apply_response(node: NodeId, committed: EntryRange) -> Message:
+    return Message(STORAGE_APPLY_RESP, node, APPLY_THREAD, entries=committed)
+
+
+def _peer_status(progress: Progress) -> PeerStatus:
+    return PeerStatus(
+        match_index=progress.match_index,
+        next_index=progress.next_index,
+        state=progress.state,
+        is_learner=progress.is_learner,
+        recent_active=progress.recent_active,
+        paused=progress.paused,
+        pending_snapshot=progress.pending_snapshot,
+        inflight_messages=progress.inflights.count,
+        inflight_bytes=progress.inflights.size_bytes,
+    )
