@@ -13,6 +13,7 @@ from smtpraft.storage.errors import (
     WalFull,
     WalNewer,
 )
+from smtpraft.storage.identity import Identity
 from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
 from smtpraft.storage.wal import Recovery, Wal
 from smtpraft.storage.writer import WalWriter
@@ -23,6 +24,7 @@ __all__ = [
     "Disk",
     "File",
     "HardState",
+    "Identity",
     "IdentityMismatch",
     "RealDisk",
     "Recovery",

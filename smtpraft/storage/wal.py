@@ -390,13 +390,14 @@ class Wal:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def read(self, lo: int, hi: int) -> bytes:
-        """Return the encoded entries `lo..hi`, read from the disk and verified. For any thread.
+    def read(self, lo: int, hi: int, log: Log) -> bytes:
+        """Return the encoded entries `lo..hi` of `log`, read from the disk and verified. For any thread.
 
-        They are those that were written last, which a truncation that is still on its way here may replace.
+        Where they are, the index here knows; `log` is only asked whether they are still its own. A truncation may be on
+        its way here, and what it replaces must not be sent as though it were in the log.
 
         Raises:
-            Compacted, Unavailable: they are not here, or not all.
+            Compacted, Unavailable: they are not here, not all of them, or not yet.
             WalCorrupt: what is on the disk is not what was written.
             Stopped: the log is closed.
         """
@@ -412,21 +413,22 @@ class Wal:
             extents = self._index.find(lo, hi)
             for extent in extents:
                 extent.segment.readers += 1
+        pieces = []
+        last_term = 0
         try:
-            pieces = []
             for extent in extents:
-                offset, length = extent.range(lo, hi)
-                piece = extent.segment.file.pread(length, offset)
-                if not _holds(piece, max(lo, extent.first), min(hi, extent.last)):
-                    path = extent.segment.file.path
-                    raise WalCorrupt("an entry is damaged", path, offset, max(lo, extent.first), min(hi, extent.last))
+                piece, last_term = _read_extent(extent, max(lo, extent.first), min(hi, extent.last))
                 pieces.append(piece)
         finally:
             with self._index_changed:
                 for extent in extents:
                     extent.segment.readers -= 1
                 self._index_changed.notify_all()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        block = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        # Terms never decrease, and an index and a term name one entry and all before it (Raft §5.3): one look will do.
+        if log.term(hi) != last_term:
+            raise Unavailable(f"index {hi} was replaced, and its replacement is not written yet")
+        return block
 
     # ---------------------------------------------------------------------------------------------------- compaction
 
@@ -531,9 +533,14 @@ class Wal:
             segment.file.close()
 
 
-def _holds(block: bytes, lo: int, hi: int) -> bool:
+def _read_extent(extent: Extent, lo: int, hi: int) -> tuple[bytes, int]:
+    """Return the entries `lo..hi` of one extent, verified, and the term of the last."""
+    offset, length = extent.range(lo, hi)
+    piece = extent.segment.file.pread(length, offset)
     try:
-        first, _, last, _ = block_range(block)
-    except CorruptEntry:
-        return False
-    return (first, last) == (lo, hi)
+        first, _, last, last_term = block_range(piece)
+    except CorruptEntry as error:
+        raise WalCorrupt(f"an entry is damaged: {error}", extent.segment.file.path, offset, lo, hi) from None
+    if (first, last) != (lo, hi):
+        raise WalCorrupt(f"holds entries {first}..{last} instead", extent.segment.file.path, offset, lo, hi)
+    return piece, last_term
