@@ -65,8 +65,8 @@ def claim(disk: Disk, directory: str, *, cluster_id: bytes, node_id: str, electi
     if IDENTITY_FILE not in names:
         if LOG_DIRECTORY in names:
             raise IdentityMismatch(
-                f"{directory} holds a log but no {IDENTITY_FILE}: nobody can tell whose it is. Restore the file, or let "
-                "the node join anew with an empty directory"
+                f"{directory} holds a log but no {IDENTITY_FILE}: nobody can tell whose it is. Restore the file, or "
+                "let the node join anew with an empty directory"
             )
         _write(disk, directory, names, json.dumps(wanted).encode())
         return
