@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self.refusal: Refused | None = None
         self.settled = asyncio.Event()
         """The handshake is over, one way or the other: `who` is set, or `failure`."""
-        self.closed: asyncio.Future[None] = loop.create_future()
+        self.closed = asyncio.Event()
         self.established_at = 0.0
         self.sent_bytes = 0
         self.sent_frames = 0
@@ -263,8 +263,7 @@ class Connection(asyncio.Protocol):
         self._decoder = None
         self.settled.set()
         self._owner.lost(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.closed.set()
 
     # --- handshake -----------------------------------------------------------------------------------------------
 

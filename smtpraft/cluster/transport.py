@@ -173,20 +173,23 @@ class Transport:
         connections = [connection for link in self._links.values() for connection in link.outgoing.values()]
         for connection in connections:
             connection.finish()
-        if connections:
-            await asyncio.wait([connection.closed for connection in connections], timeout=CLOSE_TIMEOUT_S)
+        await self._wait_closed(connections)
         connections += [connection for link in self._links.values() for connection in link.incoming.values()]
         connections += self._unproven
         for connection in connections:
             connection.abort("closed here", tell=False)
             connection.give_up()
-        pending = [connection.closed for connection in connections if not connection.closed.done()]
-        if pending:
-            await asyncio.wait(pending, timeout=CLOSE_TIMEOUT_S)
+        await self._wait_closed(connections)
         if self._server is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._server.wait_closed()
+
+    async def _wait_closed(self, connections: Sequence[Connection]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                for connection in connections:
+                    await connection.closed.wait()
 
     @property
     def listening(self) -> tuple[str, int]:
@@ -250,7 +253,7 @@ class Transport:
             wake.clear()
             connection = await self._dial(link, channel)
             if connection is not None:
-                await connection.closed
+                await connection.closed.wait()
                 if self._loop.time() - connection.established_at >= STEADY_S:
                     wait_s = RETRY_FIRST_S
                 # What has woken us meanwhile is no news, and nothing may make two nodes spin on a connection that
