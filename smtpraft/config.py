@@ -258,6 +258,8 @@ def _cluster_problems(config: Config) -> Iterator[str]:
             "name",
             "must not be empty; nodes of one cluster share it",
         )
+    if cluster.segment_bytes % 4096:
+        yield _say(config, "cluster", "segment_bytes", "must be a multiple of 4096")
     if cluster.heartbeat_interval_ms * 2 > cluster.election_timeout_ms:
         most = cluster.election_timeout_ms // 2
         yield _say(
