@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol, TypeVar
 
-from smtpraft.spool.types import Changes, EndedMessage, Envelope, MessageId, MessageInfo, Outcome
+from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.spool import commands
+from smtpraft.spool.commands import OPERATOR_BATCH_MAX, Refusal
+from smtpraft.spool.machine import SpoolMachine
+from smtpraft.spool.reports import Reports
+from smtpraft.spool.types import (
+    CHUNK_BYTES,
+    ORDINAL_BITS,
+    ORDINAL_MAX,
+    Changes,
+    EndedMessage,
+    Envelope,
+    MessageId,
+    MessageInfo,
+    MessageNotFound,
+    Outcome,
+    number_of,
+)
 from smtpraft.types import NodeId
 
-if TYPE_CHECKING:
-    from smtpraft.spool.machine import SpoolMachine
+log = logging.getLogger(__name__)
+
+UPLOAD_WINDOW: Final = 4  # chunks of one message under way at a time: about 4 MiB
+OPERATOR_DEADLINE_S: Final = 10.0
+READ_DEADLINE_S: Final = 10.0
+
+_T = TypeVar("_T")
 
 
 class Replicator(Protocol):
@@ -32,14 +57,26 @@ class SpoolClient:
     def __init__(self, node: Replicator, machine: SpoolMachine) -> None:
         self._node = node
         self._machine = machine
+        self._subscribers: list[Callable[[Changes], None]] = []
+        self._reports = Reports(lambda command, deadline_s: node.replicate(command, deadline_s=deadline_s))
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver changes to subscribers on `loop` from now on. Call once, before the node starts."""
-        raise NotImplementedError
+
+        def hand_over(changes: Changes) -> None:
+            loop.call_soon_threadsafe(self._publish, changes)
+
+        self._machine.on_changes = hand_over
 
     async def close(self) -> None:
-        """Stop the reader and the tasks. Call after delivery has stopped, before the node stops."""
-        raise NotImplementedError
+        """Stop the tasks; changes are told no more. Call after delivery has stopped, before the node stops."""
+        self._machine.on_changes = None
+        await self._reports.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def accept(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float) -> MessageId:
         """Queue a message on a majority of the nodes; return its id, which the `250` may show.
@@ -50,35 +87,138 @@ class SpoolClient:
             NotReplicated: it is not queued and never will be; the sender may be told 4yz.
             OutcomeUnknown: it may be queued; say nothing, close the connection.
             Stopped: nothing was handed to the cluster.
+            ValueError: there is no recipient, or an address that is no text.
         """
-        raise NotImplementedError
+        size_bytes = sum(map(len, content))
+        if size_bytes <= CHUNK_BYTES:
+            command = commands.encode_accept(envelope, content)
+            answer = await self._node.replicate(command, deadline_s=deadline_s)
+        else:
+            answer = await self._accept_long(envelope, content, deadline_s)
+        if isinstance(answer, Refusal):
+            raise NotReplicated(f"refused: {answer.name}")
+        assert isinstance(answer, str), f"answer to an acceptance: {answer!r}"
+        return MessageId(answer)
+
+    async def _accept_long(self, envelope: Envelope, content: Sequence[bytes], deadline_s: float) -> object:
+        """Send all chunks but the last, a few at a time; then the envelope with the last, which ties them together."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + deadline_s
+        upload = secrets.randbits(62) | 1
+        chunks = _chunks(content)
+        body = next(chunks)
+        chunk_count = chunk_bytes = 0
+        under_way: deque[asyncio.Task[object]] = deque()
+
+        async def send(number: int, part: list[memoryview]) -> object:
+            command = commands.encode_chunk(upload, number, part)
+            return await self._node.replicate(command, deadline_s=deadline - loop.time())
+
+        async def one_done() -> None:
+            answer = await under_way.popleft()
+            if isinstance(answer, Refusal):
+                raise NotReplicated(f"part of the message refused: {answer.name}")
+
+        try:
+            for following in chunks:
+                if len(under_way) == UPLOAD_WINDOW:
+                    await one_done()
+                under_way.append(asyncio.create_task(send(chunk_count, body), name="spool-chunk"))
+                chunk_count += 1
+                chunk_bytes += sum(map(len, body))
+                body = following
+            while under_way:
+                await one_done()
+            command = commands.encode_accept(
+                envelope, body, upload=upload, chunk_count=chunk_count, chunk_bytes=chunk_bytes
+            )
+        except BaseException as error:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            self._forget(upload)
+            # The envelope was not proposed, so whatever became of the parts, there will be no message.
+            if isinstance(error, OutcomeUnknown):
+                raise NotReplicated("a part of the message was not committed in time") from error
+            raise
+        return await self._node.replicate(command, deadline_s=deadline - loop.time())
+
+    def _forget(self, upload: int) -> None:
+        """Let the machine forget the chunks of an upload. It would in some minutes anyway: one try is enough."""
+
+        async def forget() -> None:
+            try:
+                await self._node.replicate(commands.encode_forget_upload(upload), deadline_s=OPERATOR_DEADLINE_S)
+            except (NotReplicated, OutcomeUnknown, Stopped) as error:
+                log.debug("upload not forgotten yet error=%s", type(error).__name__)
+
+        task = asyncio.create_task(forget(), name="spool-forget-upload")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def report(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """Record outcomes; return which of them counted (False: stale, the message is not ours or not there any more).
 
-        Everything that arrives while one report is under way goes into the next one. It is repeated until the cluster has
-        taken it, which is harmless: see `Result.attempt`.
+        Everything that arrives while one report is under way goes into the next one. It is repeated until the
+        cluster has taken it, which is harmless (see `Result.attempt`): but an outcome that was recorded by the
+        first try of two is False too. `Changes` tells what is so.
 
         Raises:
             Stopped: the node stops; whether they were recorded is not known.
+            ValueError: an outcome is out of bounds; none of them was handed to the cluster.
         """
-        raise NotImplementedError
+        return await self._reports.report(outcomes)
 
     async def hold(self, ids: Sequence[MessageId] | None) -> int:
         """Deliver these messages (None: all) no more until released. Return how many that changed."""
-        raise NotImplementedError
+        return await self._operate(commands.HOLD, ids)
 
     async def release(self, ids: Sequence[MessageId] | None) -> int:
         """Let held messages go. Return how many that changed."""
-        raise NotImplementedError
+        return await self._operate(commands.RELEASE, ids)
 
     async def delete(self, ids: Sequence[MessageId] | None) -> int:
         """Remove messages for good, without a bounce. Return how many were there."""
-        raise NotImplementedError
+        return await self._operate(commands.DELETE, ids)
 
     async def flush(self, ids: Sequence[MessageId] | None) -> int:
         """Make deferred recipients due now (held messages stay held). Return how many messages that changed."""
-        raise NotImplementedError
+        return await self._operate(commands.FLUSH, ids)
+
+    async def _operate(self, op: int, ids: Sequence[MessageId] | None) -> int:
+        """Propose in batches, so that no command keeps the others of the cluster waiting.
+
+        Raises:
+            NotReplicated, OutcomeUnknown, Stopped: some batches may have been applied before.
+            ValueError: an id is none.
+        """
+        if ids is None:
+            return await self._operate_all(op)
+        numbers = [number_of(message) for message in ids]
+        count = 0
+        for at in range(0, len(numbers), OPERATOR_BATCH_MAX):
+            command = commands.encode_operator(op, numbers[at : at + OPERATOR_BATCH_MAX])
+            count += (await self._propose_operator(command))[0]
+        return count
+
+    async def _operate_all(self, op: int) -> int:
+        """All: what is in the queue now, not what comes while we are at it."""
+        index = await self._node.read_index(deadline_s=READ_DEADLINE_S)
+        to = index << ORDINAL_BITS | ORDINAL_MAX
+        count = after = 0
+        while True:
+            changed, after = await self._propose_operator(
+                commands.encode_operator(op, None, after, to, OPERATOR_BATCH_MAX)
+            )
+            count += changed
+            if not after:
+                return count
+
+    async def _propose_operator(self, command: bytes) -> tuple[int, int]:
+        answer = await self._node.replicate(command, deadline_s=OPERATOR_DEADLINE_S)
+        assert isinstance(answer, tuple), f"an operator's command was refused: {answer!r}"
+        changed, after = answer
+        return changed, after
 
     async def list_messages(
         self, *, limit: int, after: MessageId | None = None, linearizable: bool = True
@@ -87,15 +227,21 @@ class SpoolClient:
 
         Linearizable: as of a moment after the call (a round to the leader); otherwise what this node knows.
         """
-        raise NotImplementedError
+        number = number_of(after) if after else 0
+        if linearizable:
+            await self._node.read_index(deadline_s=READ_DEADLINE_S)
+        return await self._read(self._machine.reader.page, number, limit)
 
     async def get(self, message: MessageId, *, linearizable: bool = True) -> MessageInfo | None:
         """Return a queued message, or None if it is not (or no longer) there."""
-        raise NotImplementedError
+        number = number_of(message)
+        if linearizable:
+            await self._node.read_index(deadline_s=READ_DEADLINE_S)
+        return await self._read(self._machine.reader.get, number)
 
     async def ended(self, message: MessageId) -> EndedMessage | None:
-        """Return how a message left the queue, if it is among the last 10,000 to do so."""
-        raise NotImplementedError
+        """Return how a message left the queue, if it is among the last 10,000 to do so. What this node knows."""
+        return await self._read(self._machine.reader.ended, number_of(message))
 
     async def body(self, message: MessageId | MessageInfo) -> list[bytes]:
         """Return the bytes of a message, in parts of up to about 1 MiB. Give the info if you have it: it saves a query.
@@ -103,29 +249,81 @@ class SpoolClient:
         Raises:
             MessageNotFound: it has left the queue.
         """
-        raise NotImplementedError
+        if isinstance(message, str):
+            info = await self._read(self._machine.reader.get, number_of(message))
+            if info is None:
+                raise MessageNotFound(message)
+            message = info
+        pieces: list[bytes] = []
+        for part in message.parts:
+            try:
+                command = await self._node.read_entry(part.number >> ORDINAL_BITS)
+            except LookupError:
+                # Copied before the log forgot it, and the copy goes with the message.
+                copies = await self._read(self._machine.reader.bodies, [part])
+                if part.number not in copies:
+                    raise MessageNotFound(message.id) from None
+                pieces.append(copies[part.number])
+            else:
+                piece = command[part.offset : part.offset + part.length]
+                assert len(piece) == part.length, f"{message.id}: entry {part.number >> ORDINAL_BITS} is too short"
+                pieces.append(piece)
+        return pieces
 
     async def owned(self, node: NodeId, after: MessageId | None, limit: int) -> list[MessageInfo]:
-        """Return up to `limit` messages that `node` owns with an id above `after`, held ones too: for start and take-over."""
-        raise NotImplementedError
+        """Return up to `limit` messages that `node` owns with an id above `after`, held ones too.
+
+        For start and take-over. What this node knows.
+        """
+        return await self._read(self._machine.reader.owned, node, number_of(after) if after else 0, limit)
 
     async def due(self, node: NodeId, until_ms: int, limit: int) -> list[MessageInfo]:
-        """Return up to `limit` deferred, not held messages of `node` whose next attempt is at most `until_ms`, soonest first."""
-        raise NotImplementedError
+        """Return up to `limit` (at most 500) deferred, not held messages of `node` due by `until_ms`, soonest first."""
+        return await self._read(self._machine.reader.due, node, until_ms, limit)
+
+    async def _read(self, query: Callable[..., _T], *arguments: object) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._machine.reader.executor, query, *arguments)
 
     def counts(self) -> dict[str, int]:
         """Return what the queue holds, without touching the disk.
 
-        `queued`, `deferred`, `held` (messages by state), `messages` (their sum), `recipients` (open ones), `bytes`, `owned`
-        (messages of this node); since the queue began: `accepted`, `bounces`, `delivered`, `failed`, `expired` (recipients),
-        `deferrals`, `deleted`, `moved`.
+        `queued`, `deferred`, `held` (messages by state), `messages` (their sum), `recipients` (open ones), `bytes`,
+        `owned` (messages of this node). Since the queue began: `accepted`, `bounces`, `ended`, `deleted`, `moved`
+        (messages); `delivered`, `failed`, `expired`, `deferrals` (recipients).
         """
-        raise NotImplementedError
+        return self._machine.counts()
 
     def now_ms(self) -> int:
-        """Return the machine's time now: the last stamp applied plus what has passed here since. Compare schedules with it."""
-        raise NotImplementedError
+        """Return the machine's time now: the last stamp applied plus what has passed here since.
+
+        Compare schedules with it.
+        """
+        return self._machine.now_ms()
 
     def subscribe(self, callback: Callable[[Changes], None]) -> None:
-        """Call `callback` on the loop after each applied batch that changed something for this node. It must not block."""
-        raise NotImplementedError
+        """Call `callback` on the loop after each applied batch that changed something for this node.
+
+        It must not block. It hears of a batch before whoever waits for a command in it.
+        """
+        self._subscribers.append(callback)
+
+    def _publish(self, changes: Changes) -> None:
+        for callback in self._subscribers:
+            callback(changes)
+
+
+def _chunks(content: Sequence[bytes]) -> Iterator[list[memoryview]]:
+    """Yield the content in lists of pieces, each list CHUNK_BYTES long but the last; at least one list."""
+    gathered: list[memoryview] = []
+    room = CHUNK_BYTES
+    for data in content:
+        piece = memoryview(data)
+        while piece:
+            if room == 0:
+                yield gathered
+                gathered, room = [], CHUNK_BYTES
+            gathered.append(piece[:room])
+            piece, taken = piece[room:], len(piece[:room])
+            room -= taken
+    yield gathered

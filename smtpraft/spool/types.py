@@ -1,8 +1,8 @@
 """What the mail queue is made of, as its users see it: ids, envelopes, recipients, outcomes, and what changed.
 
-A message id is 12 characters of Crockford's base 32 (no I, L, O, U), fixed width, so that ids sort as text in the order of
-the log. Its number is `log index << 12 | ordinal`: ordinal 0 is the message an entry accepted, the others are the bounces
-that an entry of outcomes made. Unique in the cluster for as long as it lives, because log indexes are.
+A message id is 12 characters of Crockford's base 32 (no I, L, O, U), fixed width, so that ids sort as text in the order
+of the log. Its number is `log index << 12 | ordinal`: ordinal 0 is the message an entry accepted, the others are the
+bounces that an entry of outcomes made. Unique in the cluster for as long as it lives, because log indexes are.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ORDINAL_MAX: Final = (1 << ORDINAL_BITS) - 1
 INDEX_MAX: Final = (1 << (5 * MESSAGE_ID_CHARS - ORDINAL_BITS)) - 1  # 2**48: ninety years at 100,000 entries a second
 
 CHUNK_BYTES: Final = 960 * 1024
-"""A body longer than this travels in several entries, so that none comes near 1 MiB and no heartbeat waits behind one."""
+"""A longer body travels in several entries, so that none comes near 1 MiB and no heartbeat waits behind one."""
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
-_VALUES: Final = {letter: value for value, letter in enumerate(_ALPHABET)}
+_VALUES: Final = {pair: value for value, pair in enumerate(_PAIRS)}
 _LENIENT: Final = str.maketrans("ILO", "110")  # Crockford: what the eye confuses, the reader forgives
 
 
@@ -70,12 +70,18 @@ def number_of(message: str) -> int:
     """
     if len(message) != MESSAGE_ID_CHARS:
         raise ValueError(f"{message!r} is no message id: {MESSAGE_ID_CHARS} characters of 0-9 A-Z without I, L, O, U")
-    number = 0
-    for letter in message:
-        value = _VALUES.get(letter)
-        if value is None:
-            raise ValueError(f"{message!r} is no message id: {letter!r} is not among {_ALPHABET}")
-        number = number << 5 | value
+    values = _VALUES
+    try:
+        number = (
+            values[message[:2]] << 50
+            | values[message[2:4]] << 40
+            | values[message[4:6]] << 30
+            | values[message[6:8]] << 20
+            | values[message[8:10]] << 10
+            | values[message[10:]]
+        )
+    except KeyError as error:
+        raise ValueError(f"{message!r} is no message id: {error.args[0]!r} is not made of {_ALPHABET}") from None
     if number >> ORDINAL_BITS == 0:
         raise ValueError(f"{message!r} is no message id: there is no log index 0")
     return number
@@ -192,18 +198,17 @@ class MessageInfo(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> str:
-        """`held`, `queued` (something is yet untried or due) or `deferred` (everything open waits for another attempt)."""
+        """`held`, `queued` (a recipient may be tried at once) or `deferred` (all of them wait for another attempt)."""
         if self.held:
             return "held"
-        waits = all(recipient.state is RecipientState.DEFERRED for recipient in self.open_recipients)
-        return "deferred" if waits else "queued"
+        return "deferred" if self.next_attempt_ms else "queued"
 
 
 class Result(msgspec.Struct, frozen=True):
     """What became of one attempt at one recipient. Made by `delivered`, `deferred`, `failed` and `expired` below.
 
-    `attempt` is the number of the attempt, from 1. It makes a report that is repeated after an unknown outcome harmless:
-    a result whose attempt is already recorded changes nothing.
+    `attempt` is the number of the attempt, from 1. It makes a report that is repeated after an unknown outcome
+    harmless: a result whose attempt is already recorded changes nothing.
     """
 
     ordinal: int
@@ -238,10 +243,10 @@ def expired(recipient: Recipient, reply: str = "", status: str = "4.4.7") -> Res
 class Outcome(msgspec.Struct, frozen=True):
     """What one session made of one message: results for some of its recipients, all or nothing.
 
-    It counts only if `epoch` is the message's epoch, the reporter its owner, and every recipient named still open with this
-    attempt unrecorded. `bounce` is the finished notification (headers and body, CRLF lines) about the failed and expired
-    recipients here; it is queued to the message's sender exactly if the failure counts, in the same transaction, and never
-    if that sender is null (RFC 5321 §6.1). Empty: the failure is recorded and nobody is told.
+    It counts only if `epoch` is the message's epoch, the reporter its owner, and every recipient named still open with
+    this attempt unrecorded. `bounce` is the finished notification (headers and body, CRLF lines) about the failed and
+    expired recipients here; it is queued to the message's sender exactly if the failure counts, in the same
+    transaction, and never if that sender is null (RFC 5321 §6.1). Empty: the failure is recorded and nobody is told.
     """
 
     message: MessageId
@@ -269,11 +274,11 @@ class EndedMessage(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What one applied batch means for the delivery on this node. Lists tell of messages that this node owns (or owned).
+    """What one applied batch means for the delivery on this node: all of it is about messages that are or were its own.
 
-    Order of application: if `resync` is set, forget everything and read `SpoolClient.owned` again: too much changed to tell
-    one by one (a take-over of thousands, above all), and the lists are empty then. A message may be in several lists;
-    `done`, `deleted` and `moved_away` win.
+    Order of application: if `resync` is set, forget everything and read `SpoolClient.owned` again: too much changed to
+    tell one by one (a take-over of thousands, above all), and the lists are empty then. A message may be in several
+    lists; `done`, `deleted` and `moved_away` win.
     """
 
     applied_index: int

@@ -1,0 +1,260 @@
+"""The replicated mail queue as a state machine of the cluster.
+
+`apply` is one SQLite transaction: what the items do, how far we are, the machine's time, the rolling digest and the
+cluster's notes change together or not at all. So the state after a restart is always that of a prefix of the log.
+
+Everything but `counts`, `now_ms`, `digest_now` and `digest_at` is for the cluster's apply thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import apsw
+
+from smtpraft.cluster.machine import Applied, Command, Item, NodeDown, NodeUp, Skipped
+from smtpraft.spool.checkpointer import Checkpointer
+from smtpraft.spool.commands import NewerCommand
+from smtpraft.spool.counters import decode_counters
+from smtpraft.spool.digest import RollingDigest
+from smtpraft.spool.errors import SpoolFull, SpoolNewer
+from smtpraft.spool.queue import Queue
+from smtpraft.spool.reader import Reader
+from smtpraft.spool.store import Store
+from smtpraft.spool.types import ORDINAL_BITS, BodyPart, Changes
+from smtpraft.types import NodeId
+
+log = logging.getLogger(__name__)
+
+COPY_BYTES: Final = 4 * 1024 * 1024  # of bodies copied in one transaction: about 10 ms
+
+_KIND_SKIPPED: Final = 0
+_KIND_COMMAND: Final = 1
+_KIND_NODE_UP: Final = 2
+_KIND_NODE_DOWN: Final = 3
+
+
+class SpoolMachine:
+    """The mail queue in the SQLite file at `path`, as node `node_id` sees it.
+
+    Set `read_entry` before the node starts: it returns the command of a log entry, and may block. `monotonic` is for
+    tests and the simulator; it decides nothing, and only tells `now_ms` how long ago the last stamp was applied.
+    """
+
+    def __init__(self, path: str, node_id: NodeId, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.node_id = node_id
+        self.read_entry: Callable[[int], bytes] | None = None
+        self.on_changes: Callable[[Changes], object] | None = None
+        """Called on the apply thread after a batch is committed, if it changed something for this node."""
+        self.reader = Reader(path)
+        """Reads what is committed, on a thread of its own."""
+        self._path = path
+        self._monotonic = monotonic
+        self._store = Store(path)
+        self._checkpointer = Checkpointer(path)
+        self._queue: Queue
+        self._digest = RollingDigest(0, bytes(32), 0, bytes(32))
+        self._applied_index = 0
+        self._synced_index = 0
+        self._clock = (0, monotonic())  # stamp last applied, and when that was
+        self._counters_json = b"{}"
+
+    def open(self) -> Applied:
+        """Open or create the database; return how far it is applied.
+
+        Raises:
+            SpoolUnusable: it is damaged, or not a spool.
+            SpoolNewer: a newer version wrote it.
+        """
+        try:
+            meta = self._store.open()
+            self._restore()
+            self.reader.open()
+            self._checkpointer.open()
+        except BaseException:
+            self.close()
+            raise
+        log.info("spool open path=%s applied_index=%d counters=%s", self._path, self._applied_index, meta.counters)
+        return Applied(meta.applied_index, meta.notes)
+
+    def _restore(self) -> None:
+        """Take everything in memory from the database: at start, and after a transaction was undone."""
+        meta = self._store.meta()
+        self._counters_json = meta.counters.encode()
+        self._applied_index = meta.applied_index
+        self._clock = (meta.stamp_ms, self._monotonic())
+        self._digest = RollingDigest(meta.applied_index, meta.digest, meta.point_index, meta.point)
+        counters = decode_counters(self._counters_json)
+        self._queue = Queue(self._store, self.node_id, counters, meta.copied_index)
+
+    def apply(self, items: Sequence[Item], notes: bytes) -> Sequence[object]:
+        """Apply `items`, which follow the last applied one, in one transaction; return one result an item.
+
+        A command's result: ACCEPT the message id, CHUNK its bytes, FORGET_UPLOAD a count, OUTCOMES a tuple of which
+        counted, HOLD and its like (count, id to go on after); or a `Refusal`.
+
+        Raises:
+            SpoolFull: no room; nothing was applied, the same items may be given again.
+            SpoolNewer: a newer node proposed a command that this version does not know.
+        """
+        store = self._store
+        if self._checkpointer.consider(store.wal_pages):
+            store.checkpoint()
+        store.begin()
+        try:
+            results, kinds, effects, stamp_ms = self._apply_each(items)
+            self._queue.write()
+            digest, points = self._digest.extended(items, kinds, effects)
+            counters_json = self._queue.counters.encode()
+            newest = points[-1] if points else self._digest.newest_point()
+            applied_index = items[-1].index if items else self._applied_index
+            store.set_meta(applied_index, stamp_ms, digest, newest, counters_json.decode(), notes)
+            store.commit()
+        except apsw.FullError as error:
+            self._undo()
+            raise SpoolFull(f"{self._path}: {error}") from error
+        except NewerCommand as error:
+            self._undo()
+            raise SpoolNewer(self._path, f"{error}: upgrade this node") from error
+        except BaseException:
+            self._undo()
+            raise
+        self._applied_index = applied_index
+        self._digest.advance(applied_index, digest, points)
+        self._counters_json = counters_json
+        self._clock = (stamp_ms, self._monotonic())
+        changes = self._queue.take_changes(applied_index)
+        if changes is not None and self.on_changes is not None:
+            self.on_changes(changes)
+        return results
+
+    def _apply_each(self, items: Sequence[Item]) -> tuple[list[object], list[int], list[bytes], int]:
+        """Apply items in memory; return their results, kinds and effects, and the machine's time after the last."""
+        queue = self._queue
+        results: list[object] = []
+        kinds: list[int] = []
+        effects: list[bytes] = []
+        index, now_ms = self._applied_index, self._clock[0]
+        for item in items:
+            index += 1
+            assert item.index == index, f"item {item.index} after {index - 1}"
+            now_ms = max(now_ms, item.stamp)
+            queue.now_ms = now_ms
+            result: object = None
+            effect = b""
+            match item:
+                case Command():
+                    kind = _KIND_COMMAND
+                    result, effect = queue.command(item)
+                case NodeUp():
+                    kind = _KIND_NODE_UP
+                    result, effect = queue.node_up(item)
+                case NodeDown():
+                    kind = _KIND_NODE_DOWN
+                    result, effect = queue.node_down(item)
+                case Skipped():
+                    kind = _KIND_SKIPPED
+            results.append(result)
+            kinds.append(kind)
+            effects.append(effect)
+        return results, kinds, effects, now_ms
+
+    def _undo(self) -> None:
+        self._store.rollback()
+        self._restore()
+
+    def checkpoint(self) -> int:
+        """Make what was applied survive power loss; return its index."""
+        if self._synced_index != self._applied_index:
+            self._store.sync(self._applied_index)
+            self._synced_index = self._applied_index
+        return self._applied_index
+
+    def before_compaction(self, to_index: int) -> None:
+        """Copy the living bodies whose entries are not above `to_index` into the database, and sync the copies.
+
+        Transactions of about 4 MiB: a crash between two of them repeats little. Entries copied before are not read
+        again.
+        """
+        assert to_index <= self._applied_index, f"compaction to {to_index}, applied {self._applied_index}"
+        if to_index <= self._queue.copied_index:
+            return
+        parts = self._store.parts_between(self._queue.copied_index, to_index)
+        at = 0
+        copied_bytes = 0
+        while at < len(parts):
+            end, size = _group(parts, at)
+            with self._store.transaction():
+                self._copy(parts[at:end])
+                self._store.set_copied(parts[end - 1].number >> ORDINAL_BITS)
+            self._queue.copied_index = parts[end - 1].number >> ORDINAL_BITS
+            at = end
+            copied_bytes += size
+        with self._store.transaction(synced=True):
+            self._store.set_copied(to_index)
+        self._queue.copied_index = to_index
+        log.info("bodies copied to_index=%d parts=%d bytes=%d", to_index, len(parts), copied_bytes)
+
+    def _copy(self, parts: Sequence[BodyPart]) -> None:
+        assert self.read_entry is not None, "read_entry must be set before the node starts"
+        index, command = 0, b""
+        for part in parts:
+            if part.number >> ORDINAL_BITS != index:
+                index = part.number >> ORDINAL_BITS
+                command = self.read_entry(index)
+            content = memoryview(command)[part.offset : part.offset + part.length]
+            assert len(content) == part.length, f"entry {index} is shorter than its body"
+            self._store.put_body(part.number, content)
+
+    def digest(self) -> tuple[int, int]:
+        """Return (index, first 8 bytes of the digest) of the newest multiple of 64 applied, or (0, 0)."""
+        index, digest = self._digest.newest_point()
+        return (index, int.from_bytes(digest[:8], "big")) if index else (0, 0)
+
+    def digest_now(self) -> tuple[str, int]:
+        """Return (digest in hex, index) as of the last applied item."""
+        digest, index = self._digest.current
+        return digest.hex(), index
+
+    def digest_at(self, index: int) -> int | None:
+        """Return the first 8 bytes of the digest at `index`, if it is one of the last 1,024 points since the start."""
+        digest = self._digest.at(index)
+        return None if digest is None else int.from_bytes(digest[:8], "big")
+
+    def counts(self) -> dict[str, int]:
+        """Return the counters as of the last applied batch; see `SpoolClient.counts`."""
+        counters = decode_counters(self._counters_json)
+        counts = {name: getattr(counters, name) for name in counters.__struct_fields__ if name != "owners"}
+        counts["bytes"] = counts.pop("size_bytes")
+        counts["messages"] = counters.queued + counters.deferred + counters.held
+        counts["owned"] = counters.owners.get(self.node_id, 0)
+        return counts
+
+    def owners(self) -> dict[NodeId, int]:
+        """Return how many messages each node owns, as of the last applied batch."""
+        counters = decode_counters(self._counters_json)
+        return {NodeId(node): count for node, count in counters.owners.items()}
+
+    def now_ms(self) -> int:
+        """Return the machine's time now: the last stamp applied and what has passed on this node since."""
+        stamp_ms, at = self._clock
+        return stamp_ms + int((self._monotonic() - at) * 1000)
+
+    def close(self) -> None:
+        """Release files and threads."""
+        self._checkpointer.close()
+        self.reader.close()
+        self._store.close()
+
+
+def _group(parts: Sequence[BodyPart], start: int) -> tuple[int, int]:
+    """Return (end, bytes) of the parts from `start` that go into one transaction: whole entries, about COPY_BYTES."""
+    size = 0
+    for end in range(start, len(parts)):
+        if size >= COPY_BYTES and parts[end].number >> ORDINAL_BITS != parts[end - 1].number >> ORDINAL_BITS:
+            return end, size
+        size += parts[end].length
+    return len(parts), size

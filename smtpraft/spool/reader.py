@@ -1,0 +1,112 @@
+"""The read-only connection: queries about what is committed, on one thread of their own, beside the applying.
+
+Each query is one short read transaction, so that it never holds up a checkpoint for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from smtpraft.spool.store import read_messages
+from smtpraft.spool.types import BodyPart, EndedMessage, MessageInfo, Recipient, id_of_number
+from smtpraft.types import NodeId
+
+PAGE_MESSAGES: Final = 500  # read in one transaction
+
+
+class Reader:
+    """Queries by message number. Its methods block: run them in `executor`, which is one thread."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection: apsw.Connection | None = None
+        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool-reader")
+
+    def open(self) -> None:
+        """Open the file, which the writer has open already."""
+        connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READONLY)
+        connection.set_busy_timeout(10_000)
+        connection.execute("PRAGMA trusted_schema = OFF").fetchall()
+        self._connection = connection
+
+    def close(self) -> None:
+        """Wait for the query under way, drop those that wait."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def page(self, after: int, limit: int) -> list[MessageInfo]:
+        """Return up to `limit` messages with a number above `after`, in order."""
+        return self._pages("id > ? ORDER BY id LIMIT ?", (), after, limit)
+
+    def owned(self, node: str, after: int, limit: int) -> list[MessageInfo]:
+        """Return up to `limit` messages of `node` with a number above `after`, in order."""
+        return self._pages("owner = ? AND id > ? ORDER BY id LIMIT ?", (node,), after, limit)
+
+    def _pages(self, condition: str, values: tuple[str, ...], after: int, limit: int) -> list[MessageInfo]:
+        found: list[MessageInfo] = []
+        while len(found) < limit:
+            size = min(limit - len(found), PAGE_MESSAGES)
+            page, last = self._read(condition, (*values, after, size))
+            found += page
+            if len(page) < size:
+                break
+            after = last
+        return found
+
+    def due(self, node: str, until_ms: int, limit: int) -> list[MessageInfo]:
+        """Return up to `limit` deferred, not held messages of `node` that are due by `until_ms`, soonest first."""
+        return self._read(
+            "owner = ? AND due_ms > 0 AND due_ms <= ? AND held = 0 ORDER BY due_ms, id LIMIT ?",
+            (node, until_ms, min(limit, PAGE_MESSAGES)),
+        )[0]
+
+    def get(self, number: int) -> MessageInfo | None:
+        """Return a message, or None."""
+        found, _ = self._read("id = ?", (number,))
+        return found[0] if found else None
+
+    def _read(self, condition: str, values: tuple[int | str, ...]) -> tuple[list[MessageInfo], int]:
+        assert self._connection is not None, "the reader is open"
+        with self._connection:  # one transaction: a message and its recipients are of the same moment
+            messages = read_messages(self._connection.cursor(), condition, values)
+        return [message.info() for message in messages], messages[-1].number if messages else 0
+
+    def bodies(self, parts: Sequence[BodyPart]) -> dict[int, bytes]:
+        """Return the copies of those parts that the spool has, by number."""
+        assert self._connection is not None, "the reader is open"
+        numbers = msgspec.json.encode([part.number for part in parts]).decode()
+        rows = self._connection.execute(
+            "SELECT part, content FROM bodies WHERE part IN (SELECT value FROM json_each(?))", (numbers,)
+        )
+        return {part: content for part, content in rows}  # noqa: C416
+
+    def ended(self, number: int) -> EndedMessage | None:
+        """Return the record of a message that left, if it is among the last to do so."""
+        assert self._connection is not None, "the reader is open"
+        rows: list[tuple[Any, ...]] = self._connection.execute(
+            "SELECT how, accepted_ms, ended_ms, ended_index, node, sender, size_bytes, is_bounce, recipients"
+            " FROM history WHERE message = ?",
+            (number,),
+        ).fetchall()
+        if not rows:
+            return None
+        how, accepted_ms, ended_ms, ended_index, node, sender, size_bytes, is_bounce, recipients = rows[0]
+        return EndedMessage(
+            id_of_number(number),
+            how,
+            accepted_ms,
+            ended_ms,
+            ended_index,
+            NodeId(node),
+            sender,
+            size_bytes,
+            bool(is_bounce),
+            msgspec.json.decode(recipients, type=tuple[Recipient, ...]),
+        )

@@ -1,0 +1,125 @@
+"""Outcomes on their way into the log: one command in flight, everything that arrives meanwhile goes into the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.spool import commands
+from smtpraft.spool.commands import OUTCOMES_MAX, OutcomeHeader, Refusal
+from smtpraft.spool.types import CHUNK_BYTES, Outcome
+
+log = logging.getLogger(__name__)
+
+ATTEMPT_DEADLINE_S: Final = 10.0
+PAUSE_FIRST_S: Final = 0.05
+PAUSE_MAX_S: Final = 1.0
+
+
+class _Report:
+    """One caller's outcomes, which may end up in several commands."""
+
+    __slots__ = ("counted", "future", "left")
+
+    def __init__(self, count: int, future: asyncio.Future[list[bool]]) -> None:
+        self.counted = [False] * count
+        self.left = count
+        self.future = future
+
+
+_Waiting = tuple[_Report, int, OutcomeHeader, bytes]
+
+
+class Reports:
+    """Proposes outcomes with `replicate` until the cluster has taken them or the node stops."""
+
+    def __init__(self, replicate: Callable[[bytes, float], Awaitable[object]]) -> None:
+        self._replicate = replicate
+        self._waiting: deque[_Waiting] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def report(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Record `outcomes`; see `SpoolClient.report`. A caller that is cancelled does not undo it."""
+        if self._closed:
+            raise Stopped("the queue's client is closed")
+        if not outcomes:
+            return []
+        headers = [commands.outcome_header(outcome) for outcome in outcomes]
+        report = _Report(len(outcomes), asyncio.get_running_loop().create_future())
+        self._waiting += [
+            (report, place, header, outcome.bounce)
+            for place, (header, outcome) in enumerate(zip(headers, outcomes, strict=True))
+        ]
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="spool-reports")
+        return await report.future
+
+    async def close(self) -> None:
+        """Stop; what is not recorded now fails with Stopped."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        batch: list[_Waiting] = []
+        try:
+            while self._waiting:
+                batch = self._take()
+                command = commands.encode_outcomes(
+                    [header for _, _, header, _ in batch], [bounce for _, _, _, bounce in batch if bounce]
+                )
+                self._settle(batch, await self._propose(command))
+                batch = []
+        except BaseException as error:
+            self._fail(batch, error)
+            if not isinstance(error, Stopped):
+                raise
+        finally:
+            self._task = None
+
+    def _take(self) -> list[_Waiting]:
+        batch = [self._waiting.popleft()]
+        size_bytes = len(batch[0][3])
+        while self._waiting and len(batch) < OUTCOMES_MAX:
+            size_bytes += len(self._waiting[0][3])
+            if size_bytes > CHUNK_BYTES:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _propose(self, command: bytes) -> object:
+        """Propose until it is applied. A repeat after an unknown outcome changes nothing: each result names its
+        attempt."""
+        pause_s = PAUSE_FIRST_S
+        while True:
+            try:
+                return await self._replicate(command, ATTEMPT_DEADLINE_S)
+            except (NotReplicated, OutcomeUnknown) as error:
+                log.warning("outcomes not recorded yet, trying again error=%s", type(error).__name__)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def _settle(self, batch: Sequence[_Waiting], answer: object) -> None:
+        assert not isinstance(answer, Refusal), f"outcomes refused: {answer!r}"
+        assert isinstance(answer, tuple)
+        for (report, place, _, _), counted in zip(batch, answer, strict=True):
+            report.counted[place] = counted
+            report.left -= 1
+            if report.left == 0 and not report.future.done():
+                report.future.set_result(report.counted)
+
+    def _fail(self, batch: Sequence[_Waiting], error: BaseException) -> None:
+        """Tell all that wait. Whatever it was, they learn that the node does not record any more."""
+        waiting = [*batch, *self._waiting]
+        self._waiting.clear()
+        for report, _, _, _ in waiting:
+            if not report.future.done():
+                stopped = Stopped("outcomes may not be recorded: the node stops")
+                stopped.__cause__ = error if isinstance(error, Exception) else None
+                report.future.set_exception(stopped)
