@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from smtpraft.admin.metrics import counter, gauge, labelled
 from smtpraft.cluster.node import Node
@@ -24,7 +25,7 @@ def histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[in
 def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
     buckets: list[tuple[str, float]] = []
     below = 0
-    for bound, count in zip([*(f"{bound:g}" for bound in bounds), "+Inf"], counts, strict=True):
+    for bound, count in zip([*map(floatToGoString, bounds), "+Inf"], counts, strict=True):
         below += count
         buckets.append((bound, below))
     return buckets

@@ -13,8 +13,9 @@ from smtpraft.cli.client import Client, Json, JsonValue
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.output import print_json, print_rows, printable
 
-_HEADER: Final = "-Queue ID-  --Size-- ----Arrival Time---- -Sender/Recipient-------"
+_HEADER: Final = "-Queue ID-    --Size-- ----Arrival Time---- -Sender/Recipient-------"
 _MARKS: Final = {"active": "*", "held": "!"}
+_OPEN: Final = ("queued", "deferred")
 _DONE: Final = {
     "delete": "Deleted",
     "hold": "Placed on hold",
@@ -63,12 +64,14 @@ def _print_postqueue(messages: Iterable[Json]) -> None:
         size_bytes += size if isinstance(size, int) else 0
         name = f"{message['id']}{_MARKS.get(str(message['state']), '')}"
         sender = printable(str(message["sender"])) or "MAILER-DAEMON"
-        print(f"{name:<11} {size:>8} {_when(message['arrival_time'], '%a %b %e %H:%M:%S')}  {sender}")
+        print(f"{name:<13} {size:>8} {_when(message['arrival_time'], '%a %b %e %H:%M:%S'):<20} {sender}")
         for recipient in _list(message, "recipients"):
             assert isinstance(recipient, dict)
+            if recipient["state"] not in _OPEN:
+                continue
             if recipient["last_reply"]:
                 print(f"{'(' + printable(str(recipient['last_reply'])) + ')':>{len(_HEADER)}}")
-            print(f"{'':41} {printable(str(recipient['address']))}")
+            print(f"{'':43} {printable(str(recipient['address']))}")
         print()
     if count:
         print(f"-- {(size_bytes + 1023) // 1024} Kbytes in {count} Request{'' if count == 1 else 's'}.")

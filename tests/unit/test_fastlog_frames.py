@@ -161,44 +161,52 @@ def test_only_bytes_are_fed(half: ModuleType, data: object) -> None:
 
 
 def test_a_heartbeat_is_one_whole_frame(half: ModuleType) -> None:
-    fields = (1, U64_MAX, 3, 4, 5, 6, 7, 0)
-    [(kind, head, tail)] = half.FrameDecoder(64).feed(half.encode_heartbeat(*fields))
+    fields = (1, U64_MAX, 3, 4, 5, 6, 7, 8, 0)
+    [(kind, head, tail)] = half.FrameDecoder(72).feed(half.encode_heartbeat(*fields))
     assert (kind, tail) == (half.FRAME_HEARTBEAT, b"")
     assert half.decode_heartbeat(head) == fields
     assert half.decode_heartbeat(memoryview(head)) == fields
 
 
 def test_a_heartbeat_response_is_one_whole_frame(half: ModuleType) -> None:
-    fields = (U64_MAX, 2, 3, 4, 5, 6, 0)
-    [(kind, head, tail)] = half.FrameDecoder(56).feed(half.encode_heartbeat_response(*fields))
+    fields = (U64_MAX, 2, 3, 4, 5, 6, 7, 0)
+    [(kind, head, tail)] = half.FrameDecoder(64).feed(half.encode_heartbeat_response(*fields))
     assert (kind, tail) == (half.FRAME_HEARTBEAT_RESPONSE, b"")
     assert half.decode_heartbeat_response(head) == fields
 
 
 def test_a_heartbeat_takes_its_fields_by_name(half: ModuleType) -> None:
     frame = half.encode_heartbeat(
-        term=1, commit=2, read_context=3, retain_index=4, lease_nonce=5, lease_index=6, digest_index=7, digest=8
+        term=1,
+        commit=2,
+        read_context=3,
+        retain_index=4,
+        lease_nonce=5,
+        lease_session=6,
+        digest_index=7,
+        digest=8,
+        sent_us=9,
     )
-    assert frame == half.encode_heartbeat(1, 2, 3, 4, 5, 6, 7, 8)
+    assert frame == half.encode_heartbeat(1, 2, 3, 4, 5, 6, 7, 8, 9)
     response = half.encode_heartbeat_response(
-        term=1, read_context=2, lease_nonce=3, applied_index=4, digest_index=5, digest=6, disk_lag_ms=7
+        term=1, read_context=2, lease_nonce=3, applied_index=4, digest_index=5, digest=6, disk_lag_ms=7, echo_us=8
     )
-    assert response == half.encode_heartbeat_response(1, 2, 3, 4, 5, 6, 7)
+    assert response == half.encode_heartbeat_response(1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def test_bad_heartbeats_are_refused(half: ModuleType) -> None:
-    for length in (0, 55, 57, 63, 65):
+    for length in (0, 63, 65, 71, 73):
         with pytest.raises(half.CorruptFrame):
             half.decode_heartbeat(bytes(length))
-    for length in (0, 55, 57, 64):
+    for length in (0, 63, 65, 72):
         with pytest.raises(half.CorruptFrame):
             half.decode_heartbeat_response(bytes(length))
-    for position in range(8):
+    for position in range(9):
         for bad, error in ((-1, OverflowError), (2**64, OverflowError), (1.5, TypeError), (None, TypeError)):
-            fields: list[object] = [0] * 8
+            fields: list[object] = [0] * 9
             fields[position] = bad
             with pytest.raises(error):
                 half.encode_heartbeat(*fields)
-            if position < 7:
+            if position < 8:
                 with pytest.raises(error):
-                    half.encode_heartbeat_response(*fields[:7])
+                    half.encode_heartbeat_response(*fields[:8])
