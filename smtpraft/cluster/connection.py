@@ -3,8 +3,8 @@
 The node that dialled sends; the node that accepted receives. Back flow only pongs and a reason for closing. Frames that
 belong to the connection itself (the head is all there is, big endian):
 
-    240 PING    sent_at f64     from the dialler, while it waits for nothing else
-    241 PONG    sent_at f64     the same, sent back
+    240 PING    nothing         from the dialler, one at a time
+    241 PONG    nothing         the answer
     242 CLOSE   text (UTF-8)    either side, before it closes for a reason of its own while its process lives on
 
 A kernel that answers is no proof of a process that works, and a silent path tells nobody anything. So a connection
@@ -43,8 +43,8 @@ CONTROL_BUFFER_BYTES_MAX: Final = 64 * 1024
 
 LAST_WORDS_TIMEOUT_S: Final = 1.0
 
-_SENT_AT: Final = struct.Struct(">d")
-_PING_BYTES: Final = FRAME_HEADER_BYTES + _SENT_AT.size
+_PING: Final = encode_frame(FRAME_PING, b"")
+_PONG: Final = encode_frame(FRAME_PONG, b"")
 _CLOSE_TEXT_BYTES_MAX: Final = 240
 _NO_DELAY_PRIORITY: Final = 6  # the highest SO_PRIORITY that needs no privilege: the first band of the default queue
 _SIOCOUTQ: Final = 0x5411  # linux/sockios.h: bytes in the send queue that the other side has not acknowledged
@@ -109,7 +109,9 @@ class Connection(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._decoder: FrameDecoder | None = None
         self._alive_at = 0.0
+        self._pinged_at = 0.0
         self._ping_end = 0
+        """Where in our stream the ping ends that has no answer yet; 0 = there is none."""
         self._acknowledged = 0
 
     # --- sending -------------------------------------------------------------------------------------------------
@@ -321,13 +323,13 @@ class Connection(asyncio.Protocol):
     def _take_own(self, type: int, head: bytes) -> None:
         if self._transport is None:
             return
-        if type == FRAME_PING and not self.dialled:
+        if type == FRAME_PING and not head and not self.dialled:
             # Pings come one at a time, each after the answer to the last; a peer that floods us does not get a buffer.
             if self._transport.get_write_buffer_size() < CONTROL_BUFFER_BYTES_MAX:
-                self._transport.write(encode_frame(FRAME_PONG, head))
-        elif type == FRAME_PONG and self.dialled and len(head) == _SENT_AT.size:
+                self._transport.write(_PONG)
+        elif type == FRAME_PONG and not head and self._ping_end:
             self._ping_end = 0
-            self.round_trip_s = time.monotonic() - _SENT_AT.unpack(head)[0]
+            self.round_trip_s = time.monotonic() - self._pinged_at
         elif type == FRAME_CLOSE:
             self.failure = f"closed by peer: {head.decode('utf-8', 'replace')[:_CLOSE_TEXT_BYTES_MAX]!r}"
             self._transport.abort()
@@ -352,8 +354,9 @@ class Connection(asyncio.Protocol):
             self._acknowledged = acknowledged
             if not self._ping_end:
                 # Not the loop's clock: uvloop's counts whole milliseconds, and stands still within a turn.
-                self._transport.write(encode_frame(FRAME_PING, _SENT_AT.pack(time.monotonic())))
-                self.sent_bytes += _PING_BYTES
+                self._pinged_at = time.monotonic()
+                self._transport.write(_PING)
+                self.sent_bytes += len(_PING)
                 self._ping_end = self.sent_bytes
         silence_s = now - self._alive_at
         # The receiving side only tidies up, and leaves the decision to the sender for as long as it can.
