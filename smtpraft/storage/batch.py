@@ -1,6 +1,6 @@
 """One write of the log: a header that vouches for what is behind it, then the entries' own bytes.
 
-Batch, big endian, at a multiple of 8 in its segment, 152 bytes before the entries, zeros after them up to the next 8:
+Batch, big endian, at a multiple of 4096 in its segment, 152 bytes before the entries, zeros after them up to the next:
     magic u32 | crc u32 | salt u64 | number u64 | durable u64 | first_index u64 | last_index u64 | floor u64 |
     entries_bytes u32 | entries_crc u32 | previous_crc u32 | vote_length u8 | zero u8[3] |
     term u64 | commit u64 | vote u8[64] | entries
@@ -15,6 +15,10 @@ these entries to this header without reading their bytes a second time; each ent
     previous_crc   `crc` of batch `number - 1`
     salt           of the segment, so that what a recycled file held before never passes for a batch of today
     term, commit, vote   the hard state as of this batch (Raft Figure 2), in every batch
+
+Whole pages, for three reasons. A torn write, whatever it does to the page it tears, harms no batch written before it. A
+page that is replaced whole need not be read from the disk first, which the kernel does when a recycled segment has left
+its cache. And a page that is lost or damaged never takes a batch and the one that vouches for it together.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from smtpraft.storage.disk import Buffer
 
 BATCH_MAGIC: Final = b"SRWB"
 BATCH_HEADER_BYTES: Final = 152
-BATCH_ALIGN_BYTES: Final = 8
+BATCH_ALIGN_BYTES: Final = 4096
 VOTE_BYTES_MAX: Final = 64
 
 _CHECKED: Final = struct.Struct(">QQQQQQIIIB3xQQ64s")

@@ -6,7 +6,7 @@ Paths are strings. Everything here blocks. What a call promises after a power lo
     rename              old name or new, never neither or half; which one is open until the directory is synced
     anything else       nothing: any part of it, in any order, may be on the disk or not
 
-Assumed of the hardware: a write that is torn leaves the bytes around it as they were, also in the sector they share.
+Assumed of the hardware: a write that is torn harms nothing outside the pages of 4096 bytes that it was to write.
 """
 
 from __future__ import annotations

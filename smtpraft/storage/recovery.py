@@ -31,7 +31,6 @@ from smtpraft.fastlog import CorruptEntry, Log
 from smtpraft.storage.batch import (
     BATCH_ALIGN_BYTES,
     BATCH_HEADER_BYTES,
-    BATCH_MAGIC,
     BatchHeader,
     HardState,
     Survey,
@@ -337,14 +336,12 @@ def _headers(file: File, salt: int, offset: int, end: int) -> Iterator[tuple[int
     """Yield every valid batch header of this salt from `offset` on, wherever it is."""
     salt_bytes = _SALT.pack(salt)
     for start in range(offset, end, _WINDOW_BYTES):
-        data = file.pread(_WINDOW_BYTES + BATCH_HEADER_BYTES, start)
-        at = data.find(BATCH_MAGIC)
-        while 0 <= at < _WINDOW_BYTES:
-            if at % BATCH_ALIGN_BYTES == 0 and data.startswith(salt_bytes, at + _SALT_OFFSET):
+        data = file.pread(_WINDOW_BYTES, start)
+        for at in range(0, len(data), BATCH_ALIGN_BYTES):
+            if data.startswith(salt_bytes, at + _SALT_OFFSET):
                 header = decode_header(data[at : at + BATCH_HEADER_BYTES])
                 if header is not None:
                     yield start + at, header
-            at = data.find(BATCH_MAGIC, at + 1)
 
 
 def _keep_copy(disk: Disk, directory: str, segment: Segment, torn_bytes: int) -> str:

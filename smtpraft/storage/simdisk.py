@@ -1,8 +1,9 @@
 """A disk in memory that forgets like a real one: for tests and for the simulator.
 
 It keeps two states. What programs see is at once there; what a power loss leaves is what was synced, plus any part of
-what was not: each unsynced write in sectors of 512 bytes, each of which reached the platter or did not, or was torn in
-its middle; each change of a directory that was not synced, or not. `crash` draws one such outcome from a seed.
+what was not: each unsynced write in sectors of 512 bytes, each of which reached the platter or did not, or was torn:
+then nothing is known of the whole sector; each change of a directory that was not synced, or not. `crash` draws one
+such outcome from a seed.
 
     write A, write B, sync, write C, write D          sees  A B C D
                                                       keeps A B, and of C and D any sectors
@@ -37,7 +38,7 @@ class Outcome(Enum):
     NOTHING = "nothing of it was stored"
     ALL = "all of it was stored"
     SECTORS = "any sectors and any names were stored"
-    TORN = "any sectors were stored, some of them in part"
+    TORN = "any sectors were stored, some of them are garbage"
 
 
 class Operation(NamedTuple):
@@ -295,8 +296,11 @@ def _crashed(inode: _Inode, outcome: Outcome, draw: random.Random) -> bytearray:
         for start in range(offset - offset % SECTOR_BYTES, end, SECTOR_BYTES):
             lo, hi = max(start, offset), min(start + SECTOR_BYTES, end)
             if outcome is Outcome.TORN and draw.random() < 0.2:
-                hi = draw.randrange(lo, hi + 1)
+                torn = draw.randrange(SECTOR_BYTES)
+                reach = min(start + SECTOR_BYTES, max(end, len(stored)))
+                _put(stored, start + torn, draw.randbytes(max(0, reach - start - torn)))
+                hi = min(hi, start + torn)
             elif draw.random() >= kept:
                 continue
-            _put(stored, lo, data[lo - offset : hi - offset])
+            _put(stored, lo, data[lo - offset : max(lo, hi) - offset])
     return stored

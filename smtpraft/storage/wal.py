@@ -27,6 +27,7 @@ from typing import Final
 from smtpraft.errors import Stopped
 from smtpraft.fastlog import Compacted, CorruptEntry, Log, Unavailable, block_range
 from smtpraft.storage.batch import (
+    BATCH_ALIGN_BYTES,
     BATCH_HEADER_BYTES,
     BatchHeader,
     HardState,
@@ -55,6 +56,9 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 SEGMENT_BYTES_MIN: Final = 16 * 1024
 CACHE_BYTES: Final = 64 * 1024 * 1024
+MARK_BYTES: Final = batch_size_bytes(0)
+
+_ZEROS: Final = memoryview(bytes(BATCH_ALIGN_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,7 @@ class Wal:
         first_index: int,
         last_index: int,
         hard_state: HardState,
-        reserve_bytes: int = BATCH_HEADER_BYTES,
+        reserve_bytes: int = MARK_BYTES,
     ) -> None:
         """Write one batch, and leave `reserve_bytes` in the segment: a mark must fit when nothing else does any more,
         for only compaction makes room on a full disk, and it needs one.
@@ -284,7 +288,7 @@ class Wal:
             )
         )
         position = segment.end_offset
-        padding = bytes(size_bytes - BATCH_HEADER_BYTES - entries_bytes)
+        padding = _ZEROS[: size_bytes - BATCH_HEADER_BYTES - entries_bytes]
         try:
             segment.file.pwritev([encoded, *spans, padding], position)
         except OSError as error:
@@ -307,7 +311,7 @@ class Wal:
     def _mark(self, *, may_roll: bool) -> bool:
         """Write and sync a batch that holds nothing new, to vouch for those before it and to state the floor."""
         segment = self._segments[-1]
-        fits = segment.end_offset + BATCH_HEADER_BYTES <= segment.header.size_bytes
+        fits = segment.end_offset + MARK_BYTES <= segment.header.size_bytes
         if not fits and not may_roll:
             return False
         self._write((), 0, 0, self._hard_state, reserve_bytes=0)
