@@ -35,8 +35,8 @@ _ENTRY_AFTER_CRC: Final = struct.Struct(">IQQQB3x")
 _U32: Final = struct.Struct(">I")
 _FRAME_BEFORE_CRC: Final = struct.Struct(">IHBB")
 _FRAME_HEADER: Final = struct.Struct(">IHBBI")
-_HEARTBEAT: Final = struct.Struct(">8Q")
-_HEARTBEAT_RESPONSE: Final = struct.Struct(">7Q")
+_HEARTBEAT: Final = struct.Struct(">9Q")
+_HEARTBEAT_RESPONSE: Final = struct.Struct(">8Q")
 
 
 def unsigned(value: int, limit: int) -> int:
@@ -238,9 +238,10 @@ class FrameDecoder:
         Raises:
             CorruptFrame: the stream holds something else; frames that were complete before it are dropped with it.
         """
-        self._buffer += memoryview(data)
+        arrived = as_bytes(data)
         if self._broken:
             raise CorruptFrame("the stream was corrupt before")
+        self._buffer += arrived
         try:
             return self._frames()
         except CorruptFrame:
@@ -288,16 +289,17 @@ def encode_heartbeat(
     read_context: int,
     retain_index: int,
     lease_nonce: int,
-    lease_index: int,
+    lease_session: int,
     digest_index: int,
     digest: int,
+    sent_us: int,
 ) -> bytes:
-    """Return a complete heartbeat frame: the eight numbers as u64, in this order."""
-    fields = (term, commit, read_context, retain_index, lease_nonce, lease_index, digest_index, digest)
+    """Return a complete heartbeat frame: the nine numbers as u64, in this order."""
+    fields = (term, commit, read_context, retain_index, lease_nonce, lease_session, digest_index, digest, sent_us)
     return encode_frame(FRAME_HEARTBEAT, _HEARTBEAT.pack(*map(u64, fields)))
 
 
-def decode_heartbeat(head: Buffer) -> tuple[int, int, int, int, int, int, int, int]:
+def decode_heartbeat(head: Buffer) -> tuple[int, int, int, int, int, int, int, int, int]:
     """Return what `encode_heartbeat` was given, from the head of its frame.
 
     Raises:
@@ -306,7 +308,7 @@ def decode_heartbeat(head: Buffer) -> tuple[int, int, int, int, int, int, int, i
     head = as_bytes(head)
     if len(head) != _HEARTBEAT.size:
         raise CorruptFrame(f"a heartbeat of {len(head)} bytes")
-    fields: tuple[int, int, int, int, int, int, int, int] = _HEARTBEAT.unpack(head)
+    fields: tuple[int, int, int, int, int, int, int, int, int] = _HEARTBEAT.unpack(head)
     return fields
 
 
@@ -318,13 +320,14 @@ def encode_heartbeat_response(
     digest_index: int,
     digest: int,
     disk_lag_ms: int,
+    echo_us: int,
 ) -> bytes:
-    """Return a complete frame that answers a heartbeat: the seven numbers as u64, in this order."""
-    fields = (term, read_context, lease_nonce, applied_index, digest_index, digest, disk_lag_ms)
+    """Return a complete frame that answers a heartbeat: the eight numbers as u64, in this order."""
+    fields = (term, read_context, lease_nonce, applied_index, digest_index, digest, disk_lag_ms, echo_us)
     return encode_frame(FRAME_HEARTBEAT_RESPONSE, _HEARTBEAT_RESPONSE.pack(*map(u64, fields)))
 
 
-def decode_heartbeat_response(head: Buffer) -> tuple[int, int, int, int, int, int, int]:
+def decode_heartbeat_response(head: Buffer) -> tuple[int, int, int, int, int, int, int, int]:
     """Return what `encode_heartbeat_response` was given, from the head of its frame.
 
     Raises:
@@ -333,7 +336,7 @@ def decode_heartbeat_response(head: Buffer) -> tuple[int, int, int, int, int, in
     head = as_bytes(head)
     if len(head) != _HEARTBEAT_RESPONSE.size:
         raise CorruptFrame(f"a heartbeat response of {len(head)} bytes")
-    fields: tuple[int, int, int, int, int, int, int] = _HEARTBEAT_RESPONSE.unpack(head)
+    fields: tuple[int, int, int, int, int, int, int, int] = _HEARTBEAT_RESPONSE.unpack(head)
     return fields
 
 

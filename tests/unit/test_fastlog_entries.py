@@ -29,7 +29,8 @@ def patched(half: ModuleType, record: bytes, at: int, new: bytes) -> bytes:
     """Return `record` with `new` at `at`, and a checksum that is right again."""
     body = bytearray(record)
     body[at : at + len(new)] = new
-    return half.crc32c(body[4:]).to_bytes(4, "big") + bytes(body[4:])
+    crc: int = half.crc32c(body[4:])
+    return crc.to_bytes(4, "big") + bytes(body[4:])
 
 
 # ------------------------------------------------------------------------------------------------------------ checksum
