@@ -24,7 +24,9 @@ class Outcome(enum.Enum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     REFUSED = "refused"
-    """A 4yz or 5yz reply, or nothing was handed over: it must never arrive (RFC 5321 §4.2.5)."""
+    """A 4yz or 5yz reply: it must never arrive (RFC 5321 §4.2.5)."""
+    BROKEN_OFF = "broken off"
+    """The connection broke before the first content byte: it must never arrive either."""
     UNKNOWN = "unknown"
     """The connection broke between the first content byte and the reply: it may arrive or not."""
 
@@ -66,14 +68,11 @@ class Book:
         self.replies_refusing: Counter[str] = Counter()
         self.acknowledged = 0
         self.undelivered = 0
-        self.first_sent_at = 0.0
-        self.last_acknowledged_at = 0.0
 
     def open(self, attempt_id: str, content: bytes, recipients: tuple[str, ...]) -> None:
         """Note that `content` is about to be sent under `attempt_id`."""
         assert attempt_id not in self.attempts
         self.attempts[attempt_id] = Attempt(hashlib.sha256(content).digest(), recipients)
-        self.first_sent_at = self.first_sent_at or time.monotonic()
 
     def close(self, attempt_id: str, outcome: Outcome, sent_at: float = 0.0) -> None:
         """Note how an attempt ended; `sent_at` is when its final dot left."""
@@ -81,7 +80,7 @@ class Book:
         assert attempt.outcome is Outcome.OPEN
         attempt.outcome = outcome
         if outcome is Outcome.ACKNOWLEDGED:
-            now = self.last_acknowledged_at = time.monotonic()
+            now = time.monotonic()
             self.acknowledged += 1
             self.undelivered += not attempt.delivered
             for kill in self.kills:
@@ -121,8 +120,8 @@ class Book:
 
     @property
     def refused_but_delivered(self) -> int:
-        """Refused, and at the sink all the same."""
-        return sum(bool(attempt.copies) for attempt in self.of(Outcome.REFUSED))
+        """Refused or not even handed over, and at the sink all the same."""
+        return sum(bool(attempt.copies) for attempt in [*self.of(Outcome.REFUSED), *self.of(Outcome.BROKEN_OFF)])
 
     @property
     def repeated(self) -> int:

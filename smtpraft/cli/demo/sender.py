@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,45 +13,50 @@ from smtpraft.cli.demo.book import ID_FIELD, Book, Outcome
 REPLY_TIMEOUT_S: Final = 60.0  # a real client waits ten minutes (RFC 5321 §4.5.3.2.6); a demo has two
 CONNECT_TIMEOUT_S: Final = 5.0
 RETRY_S: Final = 0.2
+TRICKLE_S: Final = 0.25
 
 
 class Supply:
-    """Messages to send: `count` of them, and then more for as long as `wants_more`."""
+    """Messages to send: `count` of them, and more for as long as `wants_more`; at full speed up to `released`."""
 
     def __init__(self, messages: Iterator[bytes], count: int) -> None:
         self._messages = messages
-        self._left = count
+        self._count = count
         self._again: deque[tuple[int, bytes]] = deque()
-        self._numbers = itertools.count(1)
+        self._under_way = 0
+        self.released = count
         self.taken = 0
-        self.under_way = 0
         self.wants_more = False
+
+    @property
+    def pace_s(self) -> float:
+        """How long a session waits before it takes a message."""
+        return TRICKLE_S if self.taken >= self.released and not self._again else 0.0
 
     def take(self) -> tuple[int, bytes] | None:
         """Return the next message and its number, None when there is nothing to send (now)."""
         if self._again:
-            self.under_way += 1
+            self._under_way += 1
             return self._again.popleft()
-        if self._left <= 0 and not self.wants_more:
+        if self.taken >= self._count and not self.wants_more:
             return None
-        self._left -= 1
         self.taken += 1
-        self.under_way += 1
-        return next(self._numbers), next(self._messages)
+        self._under_way += 1
+        return self.taken, next(self._messages)
 
     def put_back(self, number: int, content: bytes) -> None:
         """Send this one again, as a new attempt."""
-        self.under_way -= 1
+        self._under_way -= 1
         self._again.append((number, content))
 
     def done(self) -> None:
         """One message has its 250, or was refused for good."""
-        self.under_way -= 1
+        self._under_way -= 1
 
     @property
     def finished(self) -> bool:
         """Is everything sent that has to be?"""
-        return not self._again and not self.under_way and self._left <= 0 and not self.wants_more
+        return not self._again and not self._under_way and self.taken >= self._count and not self.wants_more
 
 
 class _Refused(Exception):
@@ -89,6 +93,8 @@ class Sender:
             await self._expect("2")
             await self._command("EHLO client.demo.example", "2")
             while not self._supply.finished:
+                if pace_s := self._supply.pace_s:
+                    await asyncio.sleep(pace_s)
                 item = self._supply.take()
                 if item is None:
                     await asyncio.sleep(RETRY_S)  # others still wait for replies; one of theirs may come back to us
@@ -104,7 +110,7 @@ class Sender:
         content = ID_FIELD + attempt_id.encode() + b"\r\n" + message
         recipients = tuple(f"user{number % 7 + extra}@demo.example" for extra in range(1 + (number % 5 == 0)))
         self._book.open(attempt_id, content, recipients)
-        outcome = Outcome.REFUSED  # until the first byte of content has left nothing can arrive
+        outcome = Outcome.BROKEN_OFF
         try:
             body = "" if content.isascii() else " BODY=8BITMIME"
             commands = [f"MAIL FROM:<sender{self._number}@demo.example>{body}"]
@@ -129,7 +135,7 @@ class Sender:
             self._supply.done()
         except BaseException as error:
             if self._book.attempts[attempt_id].outcome is Outcome.OPEN:
-                self._book.close(attempt_id, outcome)
+                self._book.close(attempt_id, Outcome.REFUSED if isinstance(error, _Refused) else outcome)
             if isinstance(error, _Refused):
                 await self._refused(error, number, message)
             else:
