@@ -21,8 +21,8 @@ cdef enum:
     VERSION = 1
     HEARTBEAT = 1
     HEARTBEAT_RESPONSE = 2
-    HEARTBEAT_FIELDS = 8
-    HEARTBEAT_RESPONSE_FIELDS = 7
+    HEARTBEAT_FIELDS = 9
+    HEARTBEAT_RESPONSE_FIELDS = 8
 
 cdef uint64_t RECORD_MAX = ENTRY_BYTES_MAX
 cdef uint64_t LAST_INDEX = INDEX_MAX
@@ -386,17 +386,20 @@ cdef bytes _heartbeat_frame(uint8_t type, const uint64_t *fields, Py_ssize_t cou
     return frame
 
 
-def encode_heartbeat(term, commit, read_context, retain_index, lease_nonce, lease_index, digest_index, digest):
-    """Return a complete heartbeat frame: the eight numbers as u64, in this order."""
+def encode_heartbeat(
+    term, commit, read_context, retain_index, lease_nonce, lease_session, digest_index, digest, sent_us
+):
+    """Return a complete heartbeat frame: the nine numbers as u64, in this order."""
     cdef uint64_t fields[HEARTBEAT_FIELDS]
     fields[0] = _u64(term)
     fields[1] = _u64(commit)
     fields[2] = _u64(read_context)
     fields[3] = _u64(retain_index)
     fields[4] = _u64(lease_nonce)
-    fields[5] = _u64(lease_index)
+    fields[5] = _u64(lease_session)
     fields[6] = _u64(digest_index)
     fields[7] = _u64(digest)
+    fields[8] = _u64(sent_us)
     return _heartbeat_frame(HEARTBEAT, fields, HEARTBEAT_FIELDS)
 
 
@@ -409,13 +412,14 @@ def decode_heartbeat(head):
     return (
         load_u64(p), load_u64(p + 8), load_u64(p + 16), load_u64(p + 24),
         load_u64(p + 32), load_u64(p + 40), load_u64(p + 48), load_u64(p + 56),
+        load_u64(p + 64),
     )
 
 
 def encode_heartbeat_response(
-    term, read_context, lease_nonce, applied_index, digest_index, digest, disk_lag_ms
+    term, read_context, lease_nonce, applied_index, digest_index, digest, disk_lag_ms, echo_us
 ):
-    """Return a complete frame that answers a heartbeat: the seven numbers as u64, in this order."""
+    """Return a complete frame that answers a heartbeat: the eight numbers as u64, in this order."""
     cdef uint64_t fields[HEARTBEAT_RESPONSE_FIELDS]
     fields[0] = _u64(term)
     fields[1] = _u64(read_context)
@@ -424,6 +428,7 @@ def encode_heartbeat_response(
     fields[4] = _u64(digest_index)
     fields[5] = _u64(digest)
     fields[6] = _u64(disk_lag_ms)
+    fields[7] = _u64(echo_us)
     return _heartbeat_frame(HEARTBEAT_RESPONSE, fields, HEARTBEAT_RESPONSE_FIELDS)
 
 
@@ -435,7 +440,7 @@ def decode_heartbeat_response(head):
         raise CorruptFrame(f"a heartbeat response of {PyBytes_GET_SIZE(checked)} bytes")
     return (
         load_u64(p), load_u64(p + 8), load_u64(p + 16), load_u64(p + 24),
-        load_u64(p + 32), load_u64(p + 40), load_u64(p + 48),
+        load_u64(p + 32), load_u64(p + 40), load_u64(p + 48), load_u64(p + 56),
     )
 
 

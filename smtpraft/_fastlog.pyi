@@ -106,11 +106,12 @@ def encode_heartbeat(
     read_context: int,
     retain_index: int,
     lease_nonce: int,
-    lease_index: int,
+    lease_session: int,
     digest_index: int,
     digest: int,
+    sent_us: int,
 ) -> bytes: ...
-def decode_heartbeat(head: _Buffer) -> tuple[int, int, int, int, int, int, int, int]: ...
+def decode_heartbeat(head: _Buffer) -> tuple[int, int, int, int, int, int, int, int, int]: ...
 def encode_heartbeat_response(
     term: int,
     read_context: int,
@@ -119,6 +120,7 @@ def encode_heartbeat_response(
     digest_index: int,
     digest: int,
     disk_lag_ms: int,
+    echo_us: int,
 ) -> bytes: ...
-def decode_heartbeat_response(head: _Buffer) -> tuple[int, int, int, int, int, int, int]: ...
+def decode_heartbeat_response(head: _Buffer) -> tuple[int, int, int, int, int, int, int, int]: ...
 def quorum_index(matched: Sequence[int]) -> int: ...

@@ -34,7 +34,17 @@ from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.cluster.transport import Transport
 from smtpraft.consensus import Config as CoreConfig
-from smtpraft.consensus import ConfState, Message, MessageType, ProposalDropped, RawNode, Role
+from smtpraft.consensus import (
+    ConfState,
+    InvalidMessage,
+    LocalMessage,
+    Message,
+    MessageType,
+    PeerNotFound,
+    ProposalDropped,
+    RawNode,
+    Role,
+)
 from smtpraft.consensus import HardState as CoreHardState
 from smtpraft.consensus.messages import APPEND_THREAD, APPLY_THREAD
 from smtpraft.errors import Fatal, NotReplicated, SmtpRaftError, Stopped
@@ -84,6 +94,8 @@ class Node:
         self._next_tick = 0.0
         self._next_sweep = 0.0
         self._leader_started_index = 0
+        self._leader_since = 0.0
+        self._contact_window_s = 2 * options.election_timeout_ms / 1000
         self.elections_started = 0
         self.leader_changes = 0
         self.proposals_committed = 0
@@ -141,7 +153,7 @@ class Node:
             self.id,
             self._voters,
             lease_s=options.lease_ms / 1000,
-            grant_window_s=2 * options.election_timeout_ms / 1000,
+            grant_window_s=self._contact_window_s,
             digest_at=self._machine.digest_at,
         )
         self._heartbeats.sessions = sessions
@@ -170,6 +182,7 @@ class Node:
             peers=options.peers,
             receiver=self,
             incarnation=secrets.randbits(63),
+            on_failure=self._fail,
         )
         self._outbound = Outbound(
             self._transport,
@@ -313,10 +326,9 @@ class Node:
         if not self._started:
             return False
         now = self._loop.time()
-        window_s = 2 * self.options.election_timeout_ms / 1000
         if self._core.role is Role.LEADER:
-            return now - self._heartbeats.quorum_contact_at(now) <= window_s
-        return self._core.leader_id != NO_NODE and now - self._heartbeats.leader_contact_at <= window_s
+            return now - self._heartbeats.quorum_contact_at(now) <= self._contact_window_s
+        return self._core.leader_id != NO_NODE and now - self._heartbeats.leader_contact_at <= self._contact_window_s
 
     async def wait_quorum(self, timeout_s: float) -> bool:
         """Wait until `has_quorum`, at most `timeout_s`; return whether it came."""
@@ -327,27 +339,33 @@ class Node:
             await asyncio.sleep(self.options.tick_ms / 1000)
         return True
 
-    def transfer_leadership(self, to: NodeId | None = None) -> NodeId | None:
-        """Ask the core to hand leadership to `to`, or to the most caught-up reachable peer; return whom, None if nobody.
+    async def transfer_leadership(self, to: NodeId | None = None) -> NodeId | None:
+        """Hand leadership to `to`, or to the most caught-up reachable peer; return whom, None if nobody took it.
+
+        Bounded by `TRANSFER_S`; proposals made meanwhile wait and are not lost.
 
         Raises:
-            SmtpRaftError: this node does not lead, or `to` is no other member.
+            SmtpRaftError: this node does not lead, or `to` is no other reachable member.
         """
         if self._core.role is not Role.LEADER:
-            raise SmtpRaftError(f"node {self.id} does not lead; ask {self._core.leader_id or 'again when there is a leader'}")
-        status = self._core.status()
-        candidates = {
-            peer.id: status.progress[peer.id].match
+            leader = self._core.leader_id or "nobody"
+            raise SmtpRaftError(f"node {self.id} does not lead, {leader} does; ask there")
+        progress = self._core.status().progress
+        matched = {
+            peer.id: progress[peer.id].match_index
             for peer in self.options.peers
-            if peer.id in status.progress and self._transport.connected(peer.id)
+            if peer.id in progress and self._transport.connected(peer.id)
         }
         if to is None:
-            to = max(candidates, key=lambda node: candidates[node], default=None)
-        elif to not in candidates:
-            raise SmtpRaftError(f"{to} is no reachable member")
-        if to is not None:
-            self._guard(lambda target=to: self._core.transfer_leader(target))  # type: ignore[misc]
-        return to
+            to = max(matched, key=lambda node: matched[node], default=None)
+        elif to not in matched:
+            raise SmtpRaftError(f"{to} is no other reachable member of this cluster")
+        if to is None:
+            return None
+        target = to
+        self._guard(lambda: self._core.transfer_leader(target))
+        await self._wait_until(lambda: self._core.role is not Role.LEADER, TRANSFER_S)
+        return target if self._core.role is not Role.LEADER else None
 
     @property
     def leader_id(self) -> NodeId:
@@ -384,8 +402,8 @@ class Node:
                     id=peer.id,
                     address=f"{peer.host}:{peer.port}",
                     reachable=self._transport.connected(peer.id),
-                    match_index=row.match if row else None,
-                    next_index=row.next if row else None,
+                    match_index=row.match_index if row else None,
+                    next_index=row.next_index if row else None,
                     state=str(row.state.value) if row else None,
                     applied_index=beats.applied.get(peer.id) if leading else None,
                     round_trip_ms=round(round_trip_s * 1000, 3) if round_trip_s is not None else None,
@@ -422,9 +440,20 @@ class Node:
     # ---- what the transport tells (Receiver) ------------------------------------------------------------------------
 
     def frames_received(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
-        """Take all frames of one read from `peer`."""
-        if self._started:
-            self._guard(lambda: self._receive(peer, frames))
+        """Take all frames of one read from `peer`.
+
+        Raises:
+            CorruptFrame, CorruptEntry: what came cannot be what a node sent; the transport ends that connection.
+        """
+        if not self._started:
+            return
+        try:
+            self._receive(peer, frames)
+        except (fastlog.CorruptFrame, fastlog.CorruptEntry):
+            raise
+        except Exception as error:
+            self._fail(error)
+        self._want_turn()
 
     def peer_connected(self, peer: NodeId) -> None:
         """`peer` can be reached again."""
@@ -487,7 +516,9 @@ class Node:
         core = self._core
         now = self._loop.time()
         if core.role is Role.LEADER:
-            payloads = self._proposals.take(now)
+            # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
+            fresh = now - max(self._heartbeats.quorum_contact_at(now), self._leader_since) <= self._contact_window_s
+            payloads = self._proposals.take(now) if fresh else []
             if self._forwarded:
                 payloads.extend(payload for _, payload in self._forwarded)
                 self._forwarded.clear()
@@ -609,7 +640,7 @@ class Node:
             self._core.step(message)
         except ProposalDropped:
             pass
-        except SmtpRaftError as error:
+        except (PeerNotFound, LocalMessage, InvalidMessage) as error:
             log.warning("refused message=%s peer=%s reason=%s", message.type.name, message.sender, error)
 
     def _send(self, message: Message) -> None:
@@ -668,6 +699,7 @@ class Node:
                 self._clock.lead_from(self._newest_stamp)
                 core.stamp = self._clock.now_ms()
                 self._leader_started_index = self._log.last_index
+                self._leader_since = now
                 self._heartbeats.lead(now)
             elif self._role is Role.LEADER:
                 self._heartbeats.follow()
@@ -694,10 +726,11 @@ class Node:
             self._want_turn()
             await self._wait_until(lambda: self._proposals.session != session, LEAVE_S)
         if self._core.role is Role.LEADER:
-            to = self.transfer_leadership()
+            to = await self.transfer_leadership()
             if to is not None:
-                await self._wait_until(lambda: self._core.role is not Role.LEADER, TRANSFER_S)
-                log.info("handed leadership over to=%s done=%s", to, self._core.role is not Role.LEADER)
+                log.info("handed leadership over to=%s", to)
+            else:
+                log.warning("nobody took leadership over; the others elect a leader by themselves")
 
     async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline = self._loop.time() + timeout_s
@@ -723,7 +756,7 @@ class Node:
         if self._core.role is not Role.LEADER:
             return min(self._heartbeats.retain_index, self._durable_index)
         progress = self._core.status().progress
-        return min(row.match for row in progress.values())
+        return min(row.match_index for row in progress.values())
 
     def _log_len(self) -> int:
         return self._log.last_index - self._log.prev_index

@@ -1,0 +1,211 @@
+"""Whole nodes in one process: real sockets, real disks, a small state machine that is no mail queue."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from smtpraft.cluster import (
+    Node,
+    NodeOptions,
+    NotReplicated,
+    Peer,
+    Stopped,
+    derive_cluster_id,
+    free_port,
+)
+from smtpraft.types import NodeId
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "kv.py"
+
+
+def load_example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kv_example", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kv = load_example()
+
+
+class Cluster:
+    """Nodes of one cluster in this process, each with its own directory."""
+
+    def __init__(self, folder: Path, size: int, **options: object) -> None:
+        self.folder = folder
+        self.peers = [Peer(NodeId(f"n{number}"), "127.0.0.1", free_port()) for number in range(1, size + 1)]
+        self.options = options
+        self.nodes: dict[NodeId, Node] = {}
+        self.machines: dict[NodeId, object] = {}
+
+    async def start(self, node_id: NodeId) -> Node:
+        peer = next(peer for peer in self.peers if peer.id == node_id)
+        machine = kv.KeyValue(str(self.folder / f"{node_id}.db"))
+        options = NodeOptions(
+            node_id,
+            str(self.folder / node_id),
+            derive_cluster_id("test", [peer.id for peer in self.peers]),
+            (peer.host, peer.port),
+            tuple(other for other in self.peers if other is not peer),
+            segment_bytes=1024 * 1024,
+            **self.options,  # type: ignore[arg-type]
+        )
+        node = Node(options, machine)
+        await node.start()
+        self.nodes[node_id] = node
+        self.machines[node_id] = machine
+        return node
+
+    async def start_all(self) -> None:
+        await asyncio.gather(*(self.start(peer.id) for peer in self.peers))
+
+    async def stop(self, node_id: NodeId) -> None:
+        await self.nodes.pop(node_id).stop()
+
+    async def stop_all(self) -> None:
+        await asyncio.gather(*(node.stop() for node in self.nodes.values()))
+        self.nodes.clear()
+
+    async def leader(self) -> Node:
+        found: list[Node] = []
+
+        def one_leads() -> bool:
+            found[:] = [node for node in self.nodes.values() if node.is_leader and node.has_quorum()]
+            return bool(found)
+
+        await wait_until(one_leads)
+        return found[0]
+
+
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(params=[1, 3])
+async def cluster(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
+    made = Cluster(tmp_path, request.param)
+    await made.start_all()
+    yield made
+    await made.stop_all()
+
+
+async def test_a_command_is_applied_by_every_node(cluster: Cluster) -> None:
+    nodes = list(cluster.nodes.values())
+    assert await nodes[0].replicate(b"colour=blue") is None
+    assert await nodes[-1].replicate(b"colour=green") == "blue"
+    for node in nodes:
+        await node.read_index()
+        assert cluster.machines[node.id].get("colour") == "green"  # type: ignore[attr-defined]
+
+
+async def test_many_at_once_share_syncs(cluster: Cluster) -> None:
+    node = await cluster.leader()
+    await node.replicate(b"warm=up")
+    before = node.writer_stats.syncs
+    await asyncio.gather(*(node.replicate(b"k%d=v%d" % (number, number)) for number in range(500)))
+    assert node.writer_stats.syncs - before < 100
+    assert cluster.machines[node.id].get("k499") == "v499"  # type: ignore[attr-defined]
+
+
+async def test_everything_is_there_after_a_restart(cluster: Cluster) -> None:
+    node = next(iter(cluster.nodes.values()))
+    for number in range(50):
+        await node.replicate(b"k=%d" % number)
+    await cluster.stop_all()
+    await cluster.start_all()
+    node = next(iter(cluster.nodes.values()))
+    assert await node.replicate(b"k=last") == "49"
+
+
+async def test_the_log_is_cut_and_the_cluster_goes_on(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 3, max_log_entries=200, snapshot_threshold=100)
+    await cluster.start_all()
+    node = next(iter(cluster.nodes.values()))
+    for _ in range(12):
+        await asyncio.gather(*(node.replicate(b"k=%s" % (b"x" * 2000)) for _ in range(100)))
+    await wait_until(lambda: all(node.status().first_index > 500 for node in cluster.nodes.values()))
+    await cluster.stop_all()
+    await cluster.start_all()
+    assert await next(iter(cluster.nodes.values())).replicate(b"k=y") == "x" * 2000
+    await cluster.stop_all()
+
+
+async def test_the_others_go_on_when_the_leader_leaves(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 3)
+    await cluster.start_all()
+    leader = await cluster.leader()
+    other = next(node for node in cluster.nodes.values() if node is not leader)
+    waiting = [asyncio.ensure_future(other.replicate(b"k%d=v" % number)) for number in range(50)]
+    await asyncio.sleep(0)
+    await cluster.stop(leader.id)
+    assert await asyncio.gather(*waiting) == [None] * 50
+    assert await other.replicate(b"k0=w") == "v"
+    await cluster.start(leader.id)
+    assert await cluster.nodes[leader.id].replicate(b"k0=x") == "w"
+    await cluster.stop_all()
+
+
+async def test_a_minority_says_no_and_does_not_hang(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 3)
+    await cluster.start_all()
+    first, second, third = list(cluster.nodes)
+    await cluster.nodes[first].replicate(b"k=v")
+    await cluster.stop(second)
+    await cluster.stop(third)
+    alone = cluster.nodes[first]
+    await wait_until(lambda: not alone.has_quorum() and not alone.is_leader)
+    with pytest.raises(NotReplicated):
+        await alone.replicate(b"k=w", deadline_s=0.5)
+    with pytest.raises(NotReplicated):
+        await alone.read_index(deadline_s=0.5)
+    await wait_until(lambda: not alone.lease_valid())
+    await cluster.start(second)
+    assert await alone.replicate(b"k=x") == "v", "what was refused was never applied"
+    await cluster.stop_all()
+
+
+async def test_every_node_holds_a_lease_and_only_while_it_is_up(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 3, lease_ms=600)
+    await cluster.start_all()
+    await wait_until(lambda: all(node.lease_valid() for node in cluster.nodes.values()))
+    leader = await cluster.leader()
+    gone = next(node for node in cluster.nodes.values() if node is not leader)
+    await cluster.stop(gone.id)
+    assert not gone.lease_valid()
+    await wait_until(lambda: gone.id not in leader.status().nodes_up)
+    await cluster.start(gone.id)
+    await wait_until(lambda: cluster.nodes[gone.id].lease_valid())
+    await cluster.stop_all()
+
+
+async def test_a_stopped_node_refuses(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 1)
+    await cluster.start_all()
+    node = next(iter(cluster.nodes.values()))
+    await node.stop()
+    with pytest.raises(Stopped):
+        await node.replicate(b"k=v")
+
+
+async def test_a_command_that_no_entry_holds_is_refused_by_size(cluster: Cluster) -> None:
+    node = next(iter(cluster.nodes.values()))
+    with pytest.raises(ValueError, match="at most"):
+        await node.replicate(b"x" * (2 * 1024 * 1024))
+
+
+def test_the_example_in_the_documentation_runs() -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["it was blue", "it is green"]
