@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -162,14 +161,6 @@ def parse_address(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r} is no address: write host:port with a port of 0 to 65535")
     return Address(host, int(port))
-
-
-def routes(config: Config) -> list[RouteSettings]:
-    """Return the routes in force: the configured ones, or one into a Maildir below the data directory."""
-    if config.delivery.routes:
-        return config.delivery.routes
-    mail = Path(config.node.data_dir).resolve() / "mail"
-    return [RouteSettings("*", f"maildir://{mail}/{{domain}}/{{local_part}}")]
 
 
 # Rules: what the values must be, alone and together.

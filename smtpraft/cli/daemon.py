@@ -15,6 +15,8 @@ import dataclasses
 import gc
 import logging
 import os
+import random
+import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterable
@@ -22,7 +24,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from prometheus_client import Metric
 
 from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
@@ -33,8 +34,8 @@ from smtpraft.cli.gauges import delivery_metrics, smtp_metrics, wal_metrics
 from smtpraft.cluster.addresses import parse_listen, parse_peers
 from smtpraft.cluster.node import Node
 from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
-from smtpraft.config import Config, ConfigError, routes
-from smtpraft.delivery import Delivery
+from smtpraft.config import Config, ConfigError
+from smtpraft.delivery.delivery import Delivery
 from smtpraft.errors import Fatal, SmtpRaftError
 from smtpraft.fastlog import COMPILED
 from smtpraft.smtp import SmtpServer
@@ -79,6 +80,14 @@ def node_options(config: Config, secret: bytes | None) -> NodeOptions:
     )
 
 
+class _LeaseHolder:
+    """What delivery needs of the node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node_id = node.id
+        self.lease_valid = node.lease_valid
+
+
 class Daemon:
     """The parts of one node and their life."""
 
@@ -89,6 +98,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._signals = 0
         self._quorum_seen_at = -QUORUM_GRACE_S
+        self._delivery_error: asyncio.Future[BaseException]
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit status.
@@ -97,6 +107,7 @@ class Daemon:
             CommandError: a part cannot start.
         """
         loop = asyncio.get_running_loop()
+        self._delivery_error = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         self._build()
@@ -141,8 +152,15 @@ class Daemon:
             self.machine.read_entry = self.node.read_entry_blocking
             self.client = SpoolClient(self.node, self.machine)
             self.smtp = SmtpServer(config.smtp, accept=self.client.accept, ready=self._ready)
-            delivery = msgspec.structs.replace(config.delivery, routes=routes(config))
-            self.delivery = Delivery(delivery, self.client, self.node, hostname=config.smtp.hostname)
+            self.delivery = Delivery(
+                config.delivery,
+                client=self.client,
+                node=_LeaseHolder(self.node),
+                hostname=config.smtp.hostname,
+                data_dir=str(self._data_dir),
+                rng=random.Random(secrets.randbits(64)),
+                on_failure=self._delivery_failed,
+            )
             self.admin = Admin(
                 config.admin,
                 self.node,
@@ -184,8 +202,11 @@ class Daemon:
         raise await self.node.wait_failed()
 
     async def _watch_delivery(self) -> None:
-        await self.delivery.wait_failed()
-        raise PartDied("delivery ended")
+        raise PartDied("delivery") from await self._delivery_error
+
+    def _delivery_failed(self, error: BaseException) -> None:
+        if not self._delivery_error.done():
+            self._delivery_error.set_result(error)
 
     async def _watch_quorum(self) -> None:
         loop = asyncio.get_running_loop()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from smtpraft.cli.settings import SECTIONS, load
-from smtpraft.config import Address, Config, ConfigError, find_problems, find_warnings, parse_address, routes
+from smtpraft.config import Address, Config, ConfigError, find_problems, find_warnings, parse_address
 
 
 def write(directory: Path, text: str) -> str:
@@ -29,13 +29,6 @@ def test_no_file_is_one_node_that_needs_nothing() -> None:
     assert set(loaded.sources.values()) == {"default"}
     assert loaded.warnings == ()
     assert loaded.config.smtp.listen == ["127.0.0.1:2525"]
-
-
-def test_no_routes_mean_a_maildir_below_the_data_directory(tmp_path: Path) -> None:
-    loaded = load(None, {"SMTPRAFT_NODE__DATA_DIR": str(tmp_path)})
-    (route,) = routes(loaded.config)
-    assert route.domain == "*"
-    assert route.to == f"maildir://{tmp_path}/mail/{{domain}}/{{local_part}}"
 
 
 def test_the_sample_of_the_manual_loads(tmp_path: Path) -> None:
