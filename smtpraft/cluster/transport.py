@@ -35,6 +35,7 @@ FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
 BUFFERED_BYTES_MAX: Final = 64 * 1024 * 1024
 SILENCE_LIMIT_S: Final = 3.0  # many elections long: only for connections that nothing else ends
 CONNECT_TIMEOUT_S: Final = 2.0  # the kernel repeats a lost SYN after 1 s
+STALE_ATTEMPT_S: Final = 0.1  # longer than any round trip over which an election would work
 RESOLVE_TIMEOUT_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.02
 RETRY_LAST_S: Final = 1.0
@@ -280,7 +281,7 @@ class Transport:
         for family, host in addresses:
             connection = self._make(Dialler(self._identity, link.peer.id, channel), channel)
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S) as link.attempts[channel]:
                     await self._loop.create_connection(
                         lambda connection=connection: connection,
                         host,
@@ -294,6 +295,8 @@ class Transport:
             except OSError as error:
                 self._dial_failed(link, channel, str(error))
                 continue
+            finally:
+                link.attempts.pop(channel, None)
             try:
                 await connection.settled.wait()
             except asyncio.CancelledError:
@@ -413,9 +416,14 @@ class Transport:
                     who.incarnation,
                 )
             older.abort("replaced by a newer connection")
-        # It is there: do not wait for the end of our back-off.
+        # It is there: do not wait for the end of our back-off, nor for the kernel to repeat a SYN that went nowhere.
         for wake in link.wake.values():
             wake.set()
+        now = self._loop.time()
+        for attempt in link.attempts.values():
+            ends_at = attempt.when()
+            if ends_at is not None and not attempt.expired() and now > ends_at - CONNECT_TIMEOUT_S + STALE_ATTEMPT_S:
+                attempt.reschedule(now)
         return True
 
     def frames_received(self, connection: Connection, frames: list[tuple[int, bytes, bytes]]) -> None:
@@ -495,6 +503,7 @@ class _Link:
     wake: dict[Channel, asyncio.Event] = field(
         default_factory=lambda: {channel: asyncio.Event() for channel in Channel}
     )
+    attempts: dict[Channel, asyncio.Timeout] = field(default_factory=dict)
     addresses: list[tuple[int, str]] = field(default_factory=list)
     incarnation: int | None = None
     connected_since: float | None = None

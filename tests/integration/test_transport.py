@@ -507,6 +507,51 @@ async def answer_pings(peer: FakePeer) -> None:
                 await peer.send(fastlog.encode_frame(connection_module.FRAME_PONG, b""))
 
 
+def test_an_attempt_that_hangs_is_given_up_when_the_peer_calls(run: Run, ports: Iterator[list[int]]) -> None:
+    """A healed partition: our SYN was lost, and the kernel would repeat it a second later."""
+
+    async def test() -> None:
+        async with cluster_of(ports) as cluster:
+            loop = asyncio.get_running_loop()
+            with socket.socket() as full, contextlib.ExitStack() as crowd:
+                full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                full.bind(("127.0.0.1", cluster.port(TWO)))
+                full.listen(0)
+                for _ in range(3):  # a full backlog drops what comes
+                    waiting = crowd.enter_context(socket.socket())
+                    waiting.setblocking(False)
+                    waiting.connect_ex(("127.0.0.1", cluster.port(TWO)))
+                first = await cluster.start(ONE, Driver(), with_peers=(TWO,))
+                attempts = first._links[TWO].attempts
+                await until(
+                    lambda: (
+                        len(attempts) == 2
+                        and all((attempt.when() or 0) < loop.time() + 1.8 for attempt in attempts.values())
+                    ),
+                    "both dials hang",
+                )
+            dialled_at = loop.time()
+            second = await cluster.start(TWO, Driver(), with_peers=(ONE,))
+            await until(lambda: first.connected(TWO) and second.connected(ONE))
+            assert loop.time() - dialled_at < 0.4
+
+    run(test())
+
+
+def test_nodes_talk_over_ipv6(run: Run, ports: Iterator[list[int]]) -> None:
+    async def test() -> None:
+        async with cluster_of(ports) as cluster:
+            cluster.peers = [Peer(peer.id, "::1", peer.port) for peer in cluster.peers]
+            try:
+                first = await cluster.start(ONE, Driver(), with_peers=(TWO,), listen=("::1", cluster.port(ONE)))
+            except OSError:
+                pytest.skip("no IPv6 here")
+            second = await cluster.start(TWO, Driver(), with_peers=(ONE,), listen=("::1", cluster.port(TWO)))
+            await until(lambda: first.connected(TWO) and second.connected(ONE))
+
+    run(test())
+
+
 def test_nodes_dial_from_the_address_they_listen_on(run: Run, ports: Iterator[list[int]]) -> None:
     """So that a firewall rule between two addresses is a partition between two nodes."""
 
