@@ -11,7 +11,7 @@ Frame, big endian, 12 bytes before the head:
 `length` is head and tail together; `crc` is CRC-32C over the first 8 bytes and the head. The tail, which is entries,
 checks itself.
 
-Heartbeat: a frame of type 1 whose head is 8 u64; its response: a frame of type 2 whose head is 7 u64; no tail.
+Heartbeat: a frame of type 1 whose head is 9 u64; its response: a frame of type 2 whose head is 8 u64; no tail.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+# make demo | test | bench | lint | clean. Each makes its own virtual environment, .venv, on first use.
+#
+# PYTHON=python3.12 make test    another interpreter (make clean first)
+# make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
+# SMTPRAFT_REQUIRE_EXTENSIONS=1  no compiler is an error; without it the plain half serves alone
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TESTS ?=
+ARGS ?=
+BIN := .venv/bin
+SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_WARN_SCRIPT_LOCATION := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.run
+	@$(BIN)/smtpraft demo
+
+test: .venv/.test
+	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+bench: .venv/.bench
+	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \
+		--benchmark-columns=median,iqr,min,max,rounds --benchmark-warmup=on $(ARGS)
+
+lint: .venv/.lint
+	@echo "lint: ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+	@echo "lint: mypy" && $(BIN)/mypy
+	@if $(BIN)/python -c "import smtpraft._fastlog" 2>/dev/null; \
+		then echo "lint: stubtest" && $(BIN)/python -m mypy.stubtest smtpraft._fastlog; fi
+
+# pip knows dependency groups (PEP 735) since 25.1; Debian 12 brings 23.0.
+.venv/.made:
+	@echo "venv: $$($(PYTHON) --version) in .venv"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+.venv/.run: .venv/.made $(SOURCES)
+	@echo "venv: smtpraft"
+	@$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
+	@touch $@
+
+.venv/.test .venv/.bench .venv/.lint: .venv/.%: .venv/.run
+	@echo "venv: what $* needs"
+	@$(BIN)/python -m pip install --quiet --group $*
+	@touch $@
+
+clean:
+	rm -rf .venv build dist smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so
+	find smtpraft tests benches -name __pycache__ -type d -prune -exec rm -rf {} +
