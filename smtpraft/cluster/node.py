@@ -10,6 +10,7 @@ A part that fails takes the node down (`wait_failed`): a node that stops loses n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
@@ -257,8 +258,7 @@ class Node:
             Stopped: nothing was handed to the cluster.
             ValueError: it is larger than an entry may be.
         """
-        if not self._started or self._stopping:
-            raise NodeStopped("the node is not running")
+        self._check_running()
         if len(command) > self.options.max_command_bytes:
             raise ValueError(f"a command of {len(command)} bytes; at most {self.options.max_command_bytes} fit an entry")
         deadline = self._loop.time() + deadline_s
@@ -272,8 +272,7 @@ class Node:
         Raises:
             NotReplicated: no majority answered in time; the state here may be old.
         """
-        if not self._started or self._stopping:
-            raise NodeStopped("the node is not running")
+        self._check_running()
         future = self._reads.ask(self._loop)
         self._want_turn()
         try:
@@ -541,7 +540,8 @@ class Node:
         now = self._loop.time()
         if self._reads.has_work(now):
             for context in self._reads.contexts(now):
-                self._core.read_index(context)
+                with contextlib.suppress(ProposalDropped):  # no leader now: the round is repeated
+                    self._core.read_index(context)
 
     def _store(self, message: Message, must_sync: bool) -> None:
         """Hand a STORAGE_APPEND to the WAL thread. Its responses leave when it, and all before it, is durable.
@@ -746,6 +746,8 @@ class Node:
             log.error("failed node=%s reason=%s: %s", self.id, type(error).__name__, error, exc_info=error)
             self._failed.set_result(error)
             self._heartbeats.holder.give_up()
+            self._proposals.close()
+            self._reads.close(NodeStopped("the node has failed"))
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
@@ -757,6 +759,10 @@ class Node:
             return min(self._heartbeats.retain_index, self._durable_index)
         progress = self._core.status().progress
         return min(row.match_index for row in progress.values())
+
+    def _check_running(self) -> None:
+        if not self._started or self._stopping or self._failed.done():
+            raise NodeStopped("the node is not running")
 
     def _log_len(self) -> int:
         return self._log.last_index - self._log.prev_index
