@@ -49,8 +49,16 @@ def serve(path: str | None) -> int:
         log.warning("running without the compiled half: correct, but slow; install a wheel for this platform")
     for warning in loaded.warnings:
         log.warning("%s", warning)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(Daemon(loaded.config, secret, token).run())
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(Daemon(loaded.config, secret, token).run())
+    except CommandError as error:
+        for line in error.lines:
+            log.error("%s", line)
+        return error.status
+    except Exception:
+        log.exception("ended by a bug; please report it")
+        return Exit.SOFTWARE
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
