@@ -231,12 +231,11 @@ class Connection(SMTP):
         self._wait_max_stressed_s = wait_max_s if wait_max_stressed_s is None else wait_max_stressed_s
 
     async def _read(self) -> bytes:
-        """Return what the client says next. Everything it has said so far is answered first.
+        """Return what the client says next. If that must be waited for, all it has said so far is answered first.
 
         Raises:
             SessionOver: it has gone, or has been silent for too long, or (between messages) the server drains.
         """
-        self._flush()
         while True:
             if self._lost:
                 raise SessionOver(reason="connection lost")
@@ -255,6 +254,7 @@ class Connection(SMTP):
                 self._reading_paused = False
                 assert self.transport is not None
                 self.transport.resume_reading()
+            self._flush()
             self._waiter = self.loop.create_future()
             await self._waiter
 

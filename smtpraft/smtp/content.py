@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 _END: Final = b"\r\n.\r\n"
+_LINE_WITH_DOT: Final = b"\r\n."
 _STARTS_OF_END: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")  # longest first
 _BLOCK_BYTES: Final = 128 * 1024  # small arrivals are gathered into blocks of this size
 
@@ -62,17 +63,21 @@ class ContentReader:
             BareOctet: this is not how mail is sent; nothing that follows can be trusted.
         """
         data = self._held + data
-        end = data.find(_END)
-        if end >= 0:
-            self.rest = data[end + len(_END) :]
-            self._settle(data[: end + 2])
-            return True
+        dot = data.find(_LINE_WITH_DOT)
+        if dot >= 0:
+            # Nearly always the first dot that begins a line is the last line.
+            stuffed = not data.startswith(_END, dot)
+            end = data.find(_END, dot) if stuffed else dot
+            if end >= 0:
+                self.rest = data[end + len(_END) :]
+                self._settle(data[: end + 2], stuffed)
+                return True
         # Hold back what may be the beginning of the end; so a settled piece never splits CRLF, nor CRLF and dot.
         self._held = next((start for start in _STARTS_OF_END if data.endswith(start)), b"")
         if self._held:
             data = data[: -len(self._held)]
         if data:
-            self._settle(data)
+            self._settle(data, dot >= 0)
         return False
 
     def forget(self) -> None:
@@ -90,11 +95,12 @@ class ContentReader:
         self._gathered = bytearray()
         return blocks
 
-    def _settle(self, data: bytes) -> None:
+    def _settle(self, data: bytes, stuffed: bool) -> None:
         line_ends = data.count(b"\r\n")
         if data.count(b"\r") != line_ends or data.count(b"\n") != line_ends or b"\0" in data:
             raise BareOctet
-        data = data.replace(b"\r\n.", b"\r\n")  # RFC 5321 §4.5.2; the very same object if there is none
+        if stuffed:
+            data = data.replace(_LINE_WITH_DOT, b"\r\n")  # RFC 5321 §4.5.2
         if not self._started:
             self._started = True
             data = data[2:]

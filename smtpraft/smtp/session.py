@@ -254,7 +254,8 @@ class SmtpSession(Connection):
         while True:
             if not content.forgotten:
                 missing = content.size_bytes + len(data) - self._reserved_bytes
-                if missing > 0 and not await self._reserve(max(missing, RESERVE_BYTES), begun=True):
+                step = max(missing, min(RESERVE_BYTES, content.size_max_bytes - self._reserved_bytes))
+                if missing > 0 and not await self._reserve(step, begun=True):
                     content.forget()
             try:
                 complete = content.feed(data)

@@ -56,7 +56,7 @@ def received_line(
 
 def count_received(content: list[bytes]) -> int:
     """Return how many `Received:` lines the header of `content` has (RFC 5321 §6.3)."""
-    if not content:
+    if not content or content[0].startswith(b"\r\n"):
         return 0
     start = content[0]
     if len(start) < HEADER_BYTES_SCANNED and len(content) > 1:
