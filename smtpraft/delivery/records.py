@@ -59,3 +59,8 @@ def log_result(
         delay_ms / 1000,
         node,
     )
+
+
+def log_dead_letter(node: NodeId, info: MessageInfo, count: int) -> None:
+    """A message from <> has failed: there is nobody to tell but the operator."""
+    log.warning("DeadLetter id=%s recipients=%d size=%d node=%s", info.id, count, info.size_bytes, node)

@@ -19,9 +19,7 @@ class RetrySchedule:
     Jitter is there so that what failed together does not come back together.
     """
 
-    def __init__(
-        self, retry_s: Sequence[float], *, jitter_percent: float, expire_s: float, rng: random.Random
-    ) -> None:
+    def __init__(self, retry_s: Sequence[float], *, jitter_percent: float, expire_s: float, rng: random.Random) -> None:
         if not retry_s:
             raise ValueError("a retry schedule needs at least one interval")
         self._retry_ms = [max(RETRY_MS_MIN, round(interval * 1000)) for interval in retry_s]

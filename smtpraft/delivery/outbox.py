@@ -1,0 +1,76 @@
+"""Outcomes on their way into the cluster: one report at a time, holding all that gathered during the one before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from smtpraft.delivery.schedule import Job
+from smtpraft.errors import Stopped
+from smtpraft.spool.types import Outcome
+
+UNREPORTED_MAX: Final = 128
+"""So many results may be uncommitted; with what is under way, that is what a crash of this node can send twice."""
+
+Report = Callable[[Sequence[Outcome]], Awaitable[Sequence[bool]]]
+
+
+class Outbox:
+    """`answered` is called for each outcome, in order, with whether it counted; `room` when there is room again."""
+
+    def __init__(self, report: Report, *, answered: Callable[[Job, Outcome, bool], None], room: Callable[[], None]):
+        self._report = report
+        self._answered = answered
+        self._room = room
+        self._waiting: deque[tuple[Job, Outcome]] = deque()
+        self._wanted = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self.unreported = 0
+
+    @property
+    def full(self) -> bool:
+        """Must nothing more be begun?"""
+        return self.unreported >= UNREPORTED_MAX
+
+    def put(self, job: Job, outcome: Outcome) -> None:
+        """Report `outcome`. Never refused: what is done is done."""
+        self._waiting.append((job, outcome))
+        self.unreported += 1
+        self._empty.clear()
+        if self.full:
+            self._has_room.clear()
+        self._wanted.set()
+
+    async def wait_room(self) -> None:
+        """Return when something may be begun."""
+        await self._has_room.wait()
+
+    async def wait_empty(self) -> None:
+        """Return when everything is reported."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Report until the node stops."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._waiting:
+                batch = list(self._waiting)
+                self._waiting.clear()
+                try:
+                    counted = await self._report([outcome for _, outcome in batch])
+                except Stopped:
+                    return
+                self.unreported -= len(batch)
+                for (job, outcome), did in zip(batch, counted, strict=True):
+                    self._answered(job, outcome, did)
+                if not self.unreported:
+                    self._empty.set()
+                if not self.full:
+                    self._has_room.set()
+                    self._room()
