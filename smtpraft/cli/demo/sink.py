@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 _ADDRESS: Final = re.compile(rb"<([^>]*)>")
 _END: Final = b"\r\n.\r\n"
@@ -23,9 +23,8 @@ class SinkSession(asyncio.Protocol):
         self._recipients: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(b"220 sink.example ESMTP demo\r\n")
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self._transport.write(b"220 sink.example ESMTP demo\r\n")
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
