@@ -64,7 +64,6 @@ class Book:
         self.strange = 0
         self.misrouted = 0
         self.longest_pause_s = 0.0
-        self.reconnects = 0
         self.replies_refusing: Counter[str] = Counter()
         self.acknowledged = 0
         self.undelivered = 0

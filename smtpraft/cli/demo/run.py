@@ -263,7 +263,7 @@ def _print_verdict(verdict: Verdict, style: str) -> None:
         for name in ("digests_equal", "compiled"):
             shown[name] = "yes" if shown[name] else "no"
         rows = [(name.replace("_", " ").replace(" ms", " (ms)"), value) for name, value in shown.items()]
-        print_rows(("", ""), rows, "table")
+        print_rows(("RESULT", "VALUE"), rows, "table")
     for reply, count in verdict.book.replies_refusing.most_common(5):
         print(f"smtpraft: refused {count} times: {reply}", file=sys.stderr)
     for node, status in verdict.exits.items():

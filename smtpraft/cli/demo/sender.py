@@ -13,6 +13,7 @@ from smtpraft.cli.demo.book import ID_FIELD, Book, Outcome
 REPLY_TIMEOUT_S: Final = 60.0  # a real client waits ten minutes (RFC 5321 §4.5.3.2.6); a demo has two
 CONNECT_TIMEOUT_S: Final = 5.0
 RETRY_S: Final = 0.2
+RECONNECT_S: Final = 0.05
 TRICKLE_S: Final = 0.25
 
 
@@ -75,6 +76,7 @@ class Sender:
         self._supply = supply
         self._book = book
         self._tries = 0
+        self._waits_since: float | None = None
 
     async def run(self) -> None:
         """Send until everything is sent."""
@@ -83,8 +85,7 @@ class Sender:
                 await self._session(self._ports[self._choice % len(self._ports)])
             except (OSError, EOFError, TimeoutError, _Refused):
                 self._choice += 1
-                self._book.reconnects += 1
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RECONNECT_S)
 
     async def _session(self, port: int) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -163,12 +164,14 @@ class Sender:
             raise _Refused(reply)
 
     async def _reply(self) -> str:
-        """Return the last line of a reply."""
-        started = time.monotonic()
+        """Return the last line of a reply. A pause goes on over a lost connection, until somebody says something."""
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
         async with asyncio.timeout(REPLY_TIMEOUT_S):
             while True:
                 line = await self._reader.readuntil(b"\r\n")
                 if line[3:4] != b"-":
                     break
-        self._book.longest_pause_s = max(self._book.longest_pause_s, time.monotonic() - started)
+        self._book.longest_pause_s = max(self._book.longest_pause_s, time.monotonic() - self._waits_since)
+        self._waits_since = None
         return line.decode("utf-8", "replace").rstrip()
