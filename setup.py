@@ -29,10 +29,11 @@ def extensions() -> list[Extension]:
         ["smtpraft/_fastlog.pyx"],
         depends=["smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"],
         extra_compile_args=["-O3", "-fno-strict-aliasing"],
-        optional=not required,
     )
     # force: a .c file from another version of Cython or of the .pyx must never be compiled.
     built: list[Extension] = cythonize([fastlog], force=True, language_level=3)  # type: ignore[no-untyped-call]
+    for extension in built:
+        extension.optional = not required  # Said to the template, cythonize() would drop it.
     return built
 
 
