@@ -1,5 +1,7 @@
 """A replicated key-value map: a state machine of one's own on `smtpraft.cluster`."""
 
+from __future__ import annotations
+
 import asyncio
 import sqlite3
 import tempfile
@@ -46,9 +48,14 @@ class KeyValue:
         return int(row[0]) if row else 0
 
     def before_compaction(self, to_index: int) -> None: ...  # nothing of ours is only in the log
-    def digest(self) -> tuple[int, int]: return (0, 0)  # no digests: nodes are not compared
-    def digest_at(self, index: int) -> int | None: return None
-    def close(self) -> None: self.db.close()
+    def digest(self) -> tuple[int, int]:
+        return (0, 0)  # no digests: nodes are not compared
+
+    def digest_at(self, index: int) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self.db.close()
 
 
 async def main() -> None:
@@ -58,7 +65,9 @@ async def main() -> None:
         machines = [KeyValue(f"{folder}/{peer.id}.db") for peer in peers]
         nodes = [
             Node(
-                NodeOptions(peer.id, f"{folder}/{peer.id}", cluster_id, (peer.host, peer.port), tuple(set(peers) - {peer})),
+                NodeOptions(
+                    peer.id, f"{folder}/{peer.id}", cluster_id, (peer.host, peer.port), tuple(set(peers) - {peer})
+                ),
                 machine,
             )
             for peer, machine in zip(peers, machines, strict=True)

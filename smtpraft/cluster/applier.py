@@ -1,8 +1,8 @@
 """The apply thread: committed entries in, results out.
 
 One thread owns the state machine. While it works, everything that commits meanwhile gathers and is applied in one
-transaction, so the cost of a transaction is shared by all that waited for it. Other short jobs of the machine (checkpoint,
-compaction) run on the same thread, in order.
+transaction, so the cost of a transaction is shared by all that waited for it. Other short jobs of the machine
+(checkpoint, compaction) run on the same thread, in order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, Skipped, S
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.types import NodeId
 
-APPLY_BATCH_BYTES: Final = 8 * 1024 * 1024  # one transaction at most, so that a long replay does not hold the results back
+APPLY_BATCH_BYTES: Final = (
+    8 * 1024 * 1024
+)  # one transaction at most, so that a long replay does not hold the results back
 _RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
 
 Span = bytes | memoryview

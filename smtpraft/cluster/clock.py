@@ -1,7 +1,7 @@
 """The clock that stamps entries while this node leads: wall time when it took over, monotonic time from then on.
 
-A jump of the wall clock changes nothing until the next election, and the stamps never fall behind the newest one applied,
-so the replicated machine's time neither goes back nor stands still.
+A jump of the wall clock changes nothing until the next election, and the stamps never fall behind the newest one
+applied, so the replicated machine's time neither goes back nor stands still.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from collections.abc import Callable
 class StampClock:
     """Milliseconds since the epoch for new entries."""
 
-    def __init__(
-        self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._wall = wall
         self._monotonic = monotonic
         self._base_ms = 0

@@ -1,4 +1,5 @@
-"""When and how far the log is cut: behind what the state machine has made durable, and never past what a node still needs.
+"""When and how far the log is cut: behind what the state machine has made durable, and never past what a node still
+needs.
 
 After `snapshot_threshold` entries (or `snapshot_threshold_bytes`) beyond the `max_log_entries` that are kept for slow
 followers, the machine copies what it still needs of the oldest entries and syncs itself; only then does the log forget

@@ -1,6 +1,7 @@
 """What a node writes into the log around a command, and how it is told apart again.
 
-Payload of a normal entry, big endian; the first byte says which. An empty payload is a new leader's empty entry (Raft §8).
+Payload of a normal entry, big endian; the first byte says which. An empty payload is a new leader's empty entry (Raft
+§8).
 
     OPEN    0 | nonce 16 bytes | node id, UTF-8                    a node starts a session; its id is the entry's index
     COMMAND 1 | session u64 | seq u64 | done_below u64 | command   applied at most once per (session, seq)

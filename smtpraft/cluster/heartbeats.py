@@ -1,8 +1,9 @@
 """What rides on heartbeats besides Raft's own fields: node leases, contact times, the floor of compaction, digests.
 
-Leader to follower: the question whose lease is granted and the session it is for, the index below which no node needs the
-log any more, a digest point, and the leader's clock. Follower to leader: the next question, its own digest point, the age
-of its disk's oldest unfinished write, and the leader's clock sent back, which dates the contact without trusting the network.
+Leader to follower: the question whose lease is granted and the session it is for, the index below which no node needs
+the log any more, a digest point, and the leader's clock. Follower to leader: the next question, its own digest point,
+the age of its disk's oldest unfinished write, and the leader's clock sent back, which dates the contact without
+trusting the network.
 
 Times are seconds, monotonic, given by the caller.
 """
@@ -16,7 +17,6 @@ from smtpraft.cluster.lease import LeaseGranter, LeaseHolder
 from smtpraft.consensus.messages import Message, MessageType
 from smtpraft.errors import Fatal
 from smtpraft.types import NodeId
-
 
 
 class Heartbeats:
@@ -86,7 +86,9 @@ class Heartbeats:
 
     def decode(self, sender: NodeId, head: bytes) -> tuple[Message, Callable[[float], None]]:
         """Return the core's message, and what to do (with the time) once the core has followed its sender."""
-        term, commit, context, retain_index, nonce, session, digest_index, digest, sent_us = fastlog.decode_heartbeat(head)
+        term, commit, context, retain_index, nonce, session, digest_index, digest, sent_us = fastlog.decode_heartbeat(
+            head
+        )
         message = Message(
             MessageType.HEARTBEAT,
             to=self._me,
@@ -119,9 +121,9 @@ class Heartbeats:
         )
 
     def decode_response(self, sender: NodeId, head: bytes, term: int, now: float) -> Message:
-        """Return the core's message; note the contact if it belongs to our leadership in `term` (0: we do not lead)."""
+        """Return the core's message; note the contact if it is of our leadership in `term` (0: we do not lead)."""
         fields = fastlog.decode_heartbeat_response(head)
-        answer_term, context, nonce, applied_index, digest_index, digest, disk_lag_ms, sent_us = fields
+        answer_term, context, nonce, applied_index, _, _, disk_lag_ms, sent_us = fields
         if answer_term == term and self.granter is not None:
             self.granter.asked(sender, nonce)
             sent_at = sent_us / 1e6
@@ -144,6 +146,6 @@ class Heartbeats:
         mine = self._digest_at(index)
         if mine is not None and mine != digest:
             raise Fatal(
-                f"state diverged: at index {index} this node's digest is {mine:016x}, leader {sender}'s is {digest:016x}; "
-                "this node stops. Keep its data directory for a bug report, and start it with an empty one"
+                f"state diverged: at index {index} this node's digest is {mine:016x}, leader {sender}'s {digest:016x}. "
+                "It stops. Keep its data directory for a bug report, and start it with an empty one"
             )

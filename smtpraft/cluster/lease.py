@@ -1,7 +1,7 @@
 """Node leases: at any true moment at most one node may work on what a node owns.
 
-A node asks with every answer to a heartbeat and is granted with the next heartbeat. The holder counts from when it asked,
-the granter from when it answered, each on its own monotonic clock, so the holder always stops first:
+A node asks with every answer to a heartbeat and is granted with the next heartbeat. The holder counts from when it
+asked, the granter from when it answered, each on its own monotonic clock, so the holder always stops first:
 
     holder    ask t0 ──────────────── valid until t0 + lease ─┤
     granter        ──── grant t1 ──────────── waits until t1 + lease + margin ─┤ then NODE DOWN may be proposed
@@ -93,8 +93,8 @@ class LeaseGranter:
     def grant(self, node: NodeId, session: int | None, now: float, contact_at: float) -> int:
         """Return the question to answer with a grant in the heartbeat that leaves now, or 0 for none.
 
-        `session` is the node's open session as far as this leader has applied the log, None if it has none; `contact_at`
-        is when the last heartbeat left that a majority has answered.
+        `session` is the node's open session as far as this leader has applied the log, None if it has none;
+        `contact_at` is when the last heartbeat left that a majority has answered.
         """
         nonce = self._asked.pop(node, 0)
         if not nonce or session is None or now - contact_at > self.grant_window_s:
@@ -106,7 +106,7 @@ class LeaseGranter:
         return nonce
 
     def expired(self, sessions: Mapping[NodeId, int], me: NodeId, now: float) -> list[tuple[NodeId, int]]:
-        """Return the nodes, with their open session, whose lease has certainly run out; from now on they get no grant."""
+        """Return the nodes, with their session, whose lease has certainly run out; they get no grant from now on."""
         wait_s = self.lease_s * (100 + DRIFT_PERCENT) / 100
         floor = self.since + self.grant_window_s  # what a predecessor may have granted
         gone = []

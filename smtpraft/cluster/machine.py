@@ -16,8 +16,8 @@ from smtpraft.types import NodeId
 class Command:
     """One replicated command, applied at most once however often it was proposed.
 
-    `stamp` is milliseconds since the epoch as the leader saw it when it appended the entry: the only clock a machine may
-    look at, and it never goes back. `crc` is the entry's checksum, for a digest that need not read the bytes again.
+    `stamp` is milliseconds since the epoch as the leader saw it when it appended the entry: the only clock a machine
+    may look at, and it never goes back. `crc` is the entry's checksum, for a digest that need not read the bytes again.
     """
 
     index: int
@@ -43,7 +43,7 @@ class NodeUp:
 
 @dataclass(frozen=True, slots=True)
 class NodeDown:
-    """`node` holds no lease any more; whatever it owned belongs to others. `live` are the nodes that can take over, in order."""
+    """`node` holds no lease any more: what it owned belongs to others. `live` can take over; they are in order."""
 
     index: int
     term: int
@@ -86,8 +86,8 @@ class StateMachine(Protocol):
     def apply(self, items: Sequence[Item], notes: bytes) -> Sequence[object]:
         """Apply contiguous items in order, and store the last index and `notes` in the same transaction.
 
-        Returns one result an item. `Node.replicate` hands the result of its command to its caller, on the proposing node.
-        An exception stops the node: it is for a broken machine, never for a bad command (that is a result).
+        Returns one result an item. `Node.replicate` hands the result of its command to its caller, on the proposing
+        node. An exception stops the node: it is for a broken machine, never for a bad command (that is a result).
         """
 
     def checkpoint(self) -> int:
@@ -103,7 +103,7 @@ class StateMachine(Protocol):
         """
 
     def digest_at(self, index: int) -> int | None:
-        """Return the first 8 bytes of the digest at point `index`, None if it is no recent point. Called from any thread."""
+        """Return the first 8 bytes of the digest at a recent point `index`, else None. Called from any thread."""
 
     def close(self) -> None:
         """Release files. Nothing else is called afterwards."""

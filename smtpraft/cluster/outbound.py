@@ -1,8 +1,8 @@
 """Messages on their way out: a message of the core becomes a frame on the right connection.
 
 An APP names entries by range. What is in memory leaves at once, without a copy; what is not is read from the WAL on a
-thread, and until it has been read everything else for that peer waits behind it, so that appends keep their order. A read
-that outlives its leadership is thrown away: the range may mean other entries by then.
+thread, and until it has been read everything else for that peer waits behind it, so that appends keep their order. A
+read that outlives its leadership is thrown away: the range may mean other entries by then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,19 @@ from smtpraft.cluster import wire
 from smtpraft.cluster.transport import Transport
 from smtpraft.consensus.messages import Message, MessageType
 from smtpraft.types import NodeId
+
+URGENT: Final = frozenset(
+    {
+        MessageType.VOTE,
+        MessageType.VOTE_RESP,
+        MessageType.PRE_VOTE,
+        MessageType.PRE_VOTE_RESP,
+        MessageType.TIMEOUT_NOW,
+        MessageType.READ_INDEX,
+        MessageType.READ_INDEX_RESP,
+    }
+)
+"""Small and never to wait behind bulk: an election, a read."""
 
 QUEUED_MAX: Final = 256  # appends that wait behind a read from disk, a peer; past it the peer counts as unreachable
 
@@ -45,11 +58,9 @@ class Outbound:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, message: Message) -> None:
-        """Send `message` (any type but a heartbeat or its answer) to its recipient, or tell the core that it is lost."""
+        """Send `message` (no heartbeat, no answer to one) to its recipient, or tell the core that it is lost."""
         if message.type is not MessageType.APP:
-            kind, head, spans = wire.encode_message(message)
-            if not self._transport.send(message.to, kind, head, spans):
-                self._unreachable(message.to)
+            self._send_small(message)
             return
         queue = self._waiting.get(message.to)
         if queue is not None:
@@ -75,6 +86,15 @@ class Outbound:
         """Stop reading for peers."""
         for task in self._tasks:
             task.cancel()
+
+    def _send_small(self, message: Message) -> None:
+        kind, head, spans = wire.encode_message(message)
+        if message.type in URGENT:
+            sent = self._transport.send_control(message.to, fastlog.encode_frame(kind, head))
+        else:
+            sent = self._transport.send(message.to, kind, head, spans)
+        if not sent:
+            self._unreachable(message.to)
 
     async def _drain(self, peer: NodeId) -> None:
         """Send what waits for `peer`, in order, reading from disk what is not in memory."""

@@ -1,8 +1,9 @@
 """What this node wants in the log and has not seen applied yet: proposals, their retries, deadlines and withdrawal.
 
 A proposal is repeated after every change of leader and after silence; sessions make the repeats harmless. When its
-deadline passes it is withdrawn: at once if no copy ever left this node's hands, otherwise by a CANCEL through the log, and
-whichever of the two the log applies first decides. Only if even that cannot be learnt in time is the outcome unknown.
+deadline passes it is withdrawn: at once if no copy ever left this node's hands, otherwise by a CANCEL through the log,
+and whichever of the two the log applies first decides. Only if even that cannot be learnt in time is the outcome
+unknown.
 
 Runs on the loop thread; nothing here awaits. Times are seconds, monotonic, given by the caller.
 """

@@ -1,7 +1,7 @@
 """Linearizable reads: what was asked for together is confirmed together (ReadIndex, Raft thesis §6.4).
 
-A round carries a context; when the core says at which index it is safe, its readers wait until this node has applied that
-far. A lost round is repeated. Loop thread only.
+A round carries a context; when the core says at which index it is safe, its readers wait until this node has applied
+that far. A lost round is repeated. Loop thread only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Reads:
         return future
 
     def contexts(self, now: float) -> list[bytes]:
-        """Return the contexts to ask the core for now: one for all new readers, and those of rounds that met silence."""
+        """Return the contexts to ask the core for now: one for all new readers and all that met silence."""
         contexts = []
         for read in list(self._rounds.values()):
             read.waiters = [waiter for waiter in read.waiters if not waiter.done()]

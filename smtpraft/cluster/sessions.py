@@ -1,8 +1,8 @@
 """Who may speak through the log, and what was already said: the part of every node's state that makes a retry harmless.
 
 Deterministic: a function of the log alone, run beside the state machine on the apply thread and stored with it in one
-transaction (as `notes`). A session belongs to one node; it begins with an OPEN entry, whose index is its id, and ends with
-a DOWN entry or with the node's next OPEN. A command counts only while its session is open and its seq is new.
+transaction (as `notes`). A session belongs to one node; it begins with an OPEN entry, whose index is its id, and ends
+with a DOWN entry or with the node's next OPEN. A command counts only while its session is open and its seq is new.
 """
 
 from __future__ import annotations

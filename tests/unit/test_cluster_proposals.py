@@ -1,4 +1,4 @@
-"""Proposals: repeated until they are seen applied, withdrawn when they are late, and honest about what nobody can know."""
+"""Proposals: repeated until they are seen applied, withdrawn when late, honest about what nobody can know."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def commands(payloads: list[bytes]) -> list[tuple[int, bytes]]:
     ]
 
 
-def test_nothing_is_proposed_before_a_session_is_open(
-    proposals: Proposals, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_nothing_is_proposed_before_a_session_is_open(proposals: Proposals, loop: asyncio.AbstractEventLoop) -> None:
     proposals.submit(b"a", loop, 10.0, 5.0)
     assert commands(proposals.take(0.0)) == []
     assert not proposals.has_work(0.1)
@@ -110,9 +108,7 @@ def test_what_left_is_withdrawn_through_the_log(proposals: Proposals, loop: asyn
         future.result()
 
 
-def test_a_command_applied_before_its_withdrawal_counts(
-    proposals: Proposals, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_a_command_applied_before_its_withdrawal_counts(proposals: Proposals, loop: asyncio.AbstractEventLoop) -> None:
     open_session(proposals, 5)
     future = proposals.submit(b"a", loop, 2.0, 5.0)
     proposals.take(0.1)

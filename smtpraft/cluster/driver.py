@@ -1,0 +1,532 @@
+"""The driver: carries inputs to the consensus core and its outputs to disk, network and state machine.
+
+Everything happens on one event loop, in *turns*: whatever arrived in one pass of the loop (frames, proposals, finished
+writes, a tick) becomes one proposal batch, one disk write, one frame a peer. Three things run beside it, each on a
+thread of its own: the WAL (write and sync), the state machine (apply), reads from disk. A turn never waits for any of
+them.
+
+What fails here is a broken disk or a broken invariant: `failed` is set, and nothing is done any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from smtpraft import fastlog
+from smtpraft.cluster import envelope, wire
+from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.clock import StampClock
+from smtpraft.cluster.compaction import Compaction
+from smtpraft.cluster.heartbeats import Heartbeats
+from smtpraft.cluster.machine import StateMachine
+from smtpraft.cluster.outbound import Outbound
+from smtpraft.cluster.proposals import Proposals
+from smtpraft.cluster.reads import Reads
+from smtpraft.cluster.settings import NodeOptions
+from smtpraft.cluster.transport import Transport
+from smtpraft.consensus import Config as CoreConfig
+from smtpraft.consensus import (
+    ConfState,
+    InvalidMessage,
+    LocalMessage,
+    Message,
+    MessageType,
+    PeerNotFound,
+    ProposalDropped,
+    RawNode,
+    Role,
+)
+from smtpraft.consensus import HardState as CoreHardState
+from smtpraft.consensus.messages import APPEND_THREAD, APPLY_THREAD
+from smtpraft.errors import Fatal, Stopped
+from smtpraft.storage import HardState, Wal, WalWriter
+from smtpraft.types import NO_NODE, NodeId, node_order
+
+log = logging.getLogger(__name__)
+
+SWEEP_S: Final = 0.1  # how often deadlines and silence are looked at
+READ_THREADS: Final = 2
+
+
+class Driver:
+    """One node's moving parts. Made from what recovery found; `start` begins, `close` ends."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        machine: StateMachine,
+        entries: fastlog.Log,
+        wal: Wal,
+        stored: HardState,
+        failed: asyncio.Future[BaseException],
+    ) -> None:
+        """Open the state machine and put the parts together.
+
+        Raises:
+            Fatal: the state machine and the log are not of one run.
+            ValueError: the machine's notes cannot be read by this release.
+        """
+        self.options = options
+        self.id = options.node_id
+        self.voters = tuple(sorted([options.node_id, *(peer.id for peer in options.peers)], key=node_order))
+        self.failed = failed
+        self.entries = entries
+        self.wal = wal
+        self.durable_index = entries.last_index
+        self.elections_started = 0
+        self.leader_changes = 0
+        self.loop_lag_s = 0.0
+        self.proposals = Proposals(self.id, max_pending_bytes=options.max_pending_bytes)
+        self.reads = Reads(secrets.token_bytes(8))
+        self._loop = asyncio.get_running_loop()
+        self._running = False
+        self._clock = StampClock()
+        self._forwarded: list[tuple[int, bytes]] = []
+        self._turning = False
+        self._turn_wanted = False
+        self._turned: asyncio.Future[None] | None = None
+        self._writes_out = 0
+        self._applying: deque[Message] = deque()
+        self._role = Role.FOLLOWER
+        self._leader = NO_NODE
+        self._newest_stamp = 0
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._next_tick = 0.0
+        self._next_sweep = 0.0
+        self._leader_started_index = 0
+        self._leader_since = 0.0
+        self._contact_window_s = 2 * options.election_timeout_ms / 1000
+
+        deliver = self._loop.call_soon_threadsafe
+        self.reader = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="smtpraft-read")
+        self.writer = WalWriter(wal, deliver=deliver, on_failure=self.fail)
+        self.applier = Applier(
+            machine,
+            self.id,
+            deliver=deliver,
+            on_result=self._applied,
+            on_failure=self.fail,
+            read_entries=self.read_entries_blocking,
+        )
+        applied, sessions = self.applier.open()
+        if not entries.prev_index <= applied <= entries.last_index:
+            raise Fatal(
+                f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
+                f"{entries.last_index}: they are not of one run. "
+                "Restore both, or start this node with an empty directory"
+            )
+        self.heartbeats = Heartbeats(
+            self.id,
+            self.voters,
+            lease_s=options.lease_ms / 1000,
+            grant_window_s=self._contact_window_s,
+            digest_at=machine.digest_at,
+        )
+        self.heartbeats.sessions = sessions
+        self._compaction = Compaction(entries, wal, machine, self.applier, self.reader, options)
+        self.core = RawNode(
+            CoreConfig(
+                id=self.id,
+                election_ticks=options.election_ticks,
+                heartbeat_ticks=options.heartbeat_ticks,
+                max_append_bytes=options.max_append_bytes,
+                max_inflight_bytes=options.max_inflight_bytes,
+                max_uncommitted_bytes=options.max_pending_bytes,
+                election=options.election,
+            ),
+            entries,
+            ConfState(voters=self.voters),
+            CoreHardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), entries.last_index)),
+            applied,
+            random.Random(secrets.randbits(64)),
+        )
+        self.transport = Transport(
+            node_id=self.id,
+            cluster_id=options.cluster_id,
+            secret=options.secret,
+            listen=options.listen,
+            peers=options.peers,
+            receiver=self,
+            incarnation=secrets.randbits(63),
+            on_failure=self.fail,
+        )
+        self._outbound = Outbound(
+            self.transport,
+            entries,
+            read_entries=self.read_entries_blocking,
+            reader=self.reader,
+            is_current=lambda term: self.core.term == term and self.core.role is Role.LEADER,
+            unreachable=self._unreachable,
+        )
+
+    async def start(self) -> None:
+        """Open the port, start the clock, ask for a session."""
+        if self.options.peers:
+            await self.transport.start()
+        self.proposals.open_wanted()
+        self._running = True
+        self._next_tick = self._loop.time() + self.options.tick_ms / 1000
+        self._tick_handle = self._loop.call_at(self._next_tick, self._tick)
+        if not self.options.peers:
+            self.guard(self.core.campaign)  # alone: nobody to wait for
+
+    async def close(self) -> None:
+        """Stop everything; whoever waits is told. What is being written or applied is finished."""
+        self._running = False
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self._nobody_waits()
+        self._outbound.close()
+        await self.transport.close()
+        await asyncio.to_thread(self.applier.close)
+        await asyncio.to_thread(self.writer.close)
+        self.reader.shutdown(wait=True, cancel_futures=True)
+
+    def next_turn(self) -> asyncio.Future[None]:
+        """Return a future that is done after the next turn; every tick brings one."""
+        if self._turned is None:
+            self._turned = self._loop.create_future()
+        return self._turned
+
+    # ---- facts ------------------------------------------------------------------------------------------------------
+
+    def read_entries_blocking(self, first: int, last: int) -> bytes:
+        """Return the encoded entries `first` to `last`; for threads, never for the loop."""
+        try:
+            return b"".join(self.entries.spans(first, last))
+        except fastlog.NotCached:
+            return self.wal.read(first, last, self.entries)
+
+    def lease_expires_in_s(self) -> float:
+        """Return how long this node's lease lasts; 0 if it holds none."""
+        session = self.proposals.session
+        now = self._loop.time()
+        if self.core.role is Role.LEADER:
+            self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
+        return self.heartbeats.holder.remaining_s(now, session)
+
+    def has_quorum(self) -> bool:
+        """Return whether a proposal made now would likely commit: there is a leader, and contact is recent."""
+        now = self._loop.time()
+        if self.core.role is Role.LEADER:
+            return now - self.heartbeats.quorum_contact_at(now) <= self._contact_window_s
+        return self.core.leader_id != NO_NODE and now - self.heartbeats.leader_contact_at <= self._contact_window_s
+
+    # ---- what the transport tells (Receiver) ------------------------------------------------------------------------
+
+    def frames_received(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
+        """Take all frames of one read from `peer`.
+
+        Raises:
+            CorruptFrame, CorruptEntry: what came cannot be what a node sent; the transport ends that connection.
+        """
+        if not self._running:
+            return
+        try:
+            self._receive(peer, frames)
+        except (fastlog.CorruptFrame, fastlog.CorruptEntry):
+            raise
+        except Exception as error:
+            self.fail(error)
+        self.want_turn()
+
+    def peer_connected(self, peer: NodeId) -> None:
+        """`peer` can be reached again."""
+        log.info("connected peer=%s", peer)
+        if self._running and peer == self.core.leader_id:
+            self.guard(self.proposals.retry_all)
+
+    def peer_lost(self, peer: NodeId, reset: bool) -> None:
+        """`peer` cannot be reached."""
+        log.info("lost peer=%s reset=%s", peer, reset)
+        if self._running:
+            self.guard(lambda: self.core.report_unreachable(peer))
+
+    # ---- one turn ---------------------------------------------------------------------------------------------------
+
+    def guard(self, act: Callable[[], object]) -> None:
+        """Do `act`, then want a turn. What it raises is a broken invariant: the node stops."""
+        try:
+            act()
+        except Exception as error:
+            self.fail(error)
+        self.want_turn()
+
+    def want_turn(self) -> None:
+        if not self._turn_wanted and not self._turning and self._running:
+            self._turn_wanted = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_wanted = False
+        if not self._running or self.failed.done():
+            return
+        self._turning = True
+        try:
+            self.core.stamp = self._clock.now_ms()
+            self._propose()
+            self._ask_reads()
+            while self.core.has_ready():
+                output = self.core.ready()
+                if output.soft_state is not None:
+                    self._role_changed()
+                    self._propose()
+                for state in output.read_states:
+                    self.reads.confirmed(state, self.applier.applied_index)
+                for message in output.messages:
+                    if message.to == APPEND_THREAD:
+                        self._store(message, output.must_sync)
+                    elif message.to == APPLY_THREAD:
+                        self._apply(message)
+                    else:
+                        self._send(message)
+            self.entries.evict(self.options.log_cache_bytes, self.durable_index + 1)
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self._turning = False
+            if self._turned is not None:
+                self._turned.set_result(None)
+                self._turned = None
+
+    def _propose(self) -> None:
+        """Hand proposals to the leader, be it this node: all that gathered in one batch."""
+        core = self.core
+        now = self._loop.time()
+        if core.role is Role.LEADER:
+            # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
+            fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self._contact_window_s
+            payloads = self.proposals.take(now) if fresh else []
+            if self._forwarded:
+                payloads.extend(payload for _, payload in self._forwarded)
+                self._forwarded.clear()
+            if payloads:
+                try:
+                    core.propose(payloads)
+                except ProposalDropped as error:
+                    log.debug("dropped proposals=%d reason=%s", len(payloads), error)  # their senders repeat them
+            return
+        self._forwarded.clear()  # their senders repeat them, to whoever leads then
+        leader = core.leader_id
+        while leader != NO_NODE and self.proposals.has_work(now) and self.transport.connected(leader):
+            payloads = self.proposals.take(now)
+            if not payloads:
+                return
+            batch = tuple((fastlog.ENTRY_NORMAL, payload) for payload in payloads)
+            self._send(Message(MessageType.PROP, to=leader, sender=self.id, payloads=batch))
+
+    def _ask_reads(self) -> None:
+        now = self._loop.time()
+        if self.reads.has_work(now):
+            for context in self.reads.contexts(now):
+                with contextlib.suppress(ProposalDropped):  # no leader now: the round is repeated
+                    self.core.read_index(context)
+
+    def _store(self, message: Message, must_sync: bool) -> None:
+        """Hand a STORAGE_APPEND to the WAL thread. Its responses leave when it, and all before it, is durable.
+
+        A commit index that moved alone is not worth a write: it is learnt again from the leader, and from the machine.
+        """
+        if not must_sync:
+            if not self._writes_out:
+                self._stored(message)
+                return
+            self._writes_out += 1
+            self.writer.submit([], 0, 0, None, False, lambda: self._write_done(message))
+            return
+        entries = message.entries
+        spans = self.entries.spans(entries.first, entries.last) if entries else []
+        if entries:
+            self.durable_index = min(self.durable_index, entries.first - 1)  # a conflicting suffix is being replaced
+        hard_state = HardState(self.core.term, self.core.vote, self.core.commit_index)
+        self._writes_out += 1
+        self.writer.submit(spans, entries.first, entries.last, hard_state, True, lambda: self._write_done(message))
+
+    def _write_done(self, message: Message) -> None:
+        self._writes_out -= 1
+        if self._running and not self.failed.done():
+            self.guard(lambda: self._stored(message))
+
+    def _stored(self, message: Message) -> None:
+        if message.entries:
+            self.durable_index = message.entries.last
+        for response in message.responses:
+            if response.to == self.id:
+                self.core.step(response)
+            else:
+                self._send(response)
+
+    def _apply(self, message: Message) -> None:
+        """Hand committed entries to the apply thread."""
+        first, last = message.entries.first, message.entries.last
+        try:
+            spans = self.entries.spans(first, last)
+        except fastlog.NotCached:
+            spans = None
+        self._applying.append(message)
+        self.applier.submit(Batch(first, last, self.entries.size_bytes(first, last), spans))
+
+    def _applied(self, result: Result) -> None:
+        """The machine has applied some batches: wake who waited for them."""
+        if not self._running:
+            return
+        self._newest_stamp = max(self._newest_stamp, result.stamp)
+        self.heartbeats.digest = result.digest
+        if result.opened is not None:
+            self.proposals.session_opened(*result.opened)
+        for session, seq, answer in result.mine:
+            self.proposals.resolved(session, seq, answer)
+        for session, seq in result.cancelled:
+            self.proposals.cancelled(session, seq)
+        if result.nodes_changed:
+            self.heartbeats.sessions = result.open_sessions
+            self.proposals.sessions_changed(result.open_sessions)
+        self.reads.applied(result.last)
+        self.guard(lambda: self._applied_core(result.batches))
+
+    def _applied_core(self, batches: int) -> None:
+        for _ in range(batches):
+            for response in self._applying.popleft().responses:
+                self.core.step(response)
+        self._compaction.consider(self._retain_index(), self._failed_elsewhere)
+
+    # ---- in and out -------------------------------------------------------------------------------------------------
+
+    def _receive(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
+        for kind, head, tail in frames:
+            if kind == fastlog.FRAME_HEARTBEAT:
+                message, accepted = self.heartbeats.decode(peer, head)
+                self._step(message)
+                if self.core.leader_id == peer and self.core.term == message.term:
+                    accepted(self._loop.time())
+            elif kind == fastlog.FRAME_HEARTBEAT_RESPONSE:
+                term = self.core.term if self.core.role is Role.LEADER else 0
+                self._step(self.heartbeats.decode_response(peer, head, term, self._loop.time()))
+            else:
+                message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
+                if message.type is MessageType.PROP:
+                    self._forwarded.extend(message.payloads)
+                    continue
+                self._step(message)
+                if message.type is MessageType.APP and self.core.leader_id == peer:
+                    self.heartbeats.leader_contact_at = self._loop.time()
+
+    def _step(self, message: Message) -> None:
+        try:
+            self.core.step(message)
+        except ProposalDropped:
+            pass
+        except (PeerNotFound, LocalMessage, InvalidMessage) as error:
+            log.warning("refused message=%s peer=%s reason=%s", message.type.name, message.sender, error)
+
+    def _send(self, message: Message) -> None:
+        kind = message.type
+        if kind is MessageType.HEARTBEAT:
+            now = self._loop.time()
+            may_grant = self.applier.applied_index >= self._leader_started_index
+            frame = self.heartbeats.encode(message, now, self._retain_index(), may_grant)
+            self.transport.send_control(message.to, frame)
+        elif kind is MessageType.HEARTBEAT_RESP:
+            frame = self.heartbeats.encode_response(
+                message, self._loop.time(), self.applier.applied_index, int(self.writer.oldest_unsynced_age_s() * 1000)
+            )
+            self.transport.send_control(message.to, frame)
+        else:
+            self._outbound.send(message)
+
+    def _unreachable(self, peer: NodeId) -> None:
+        self._loop.call_soon(self.guard, lambda: self.core.report_unreachable(peer))
+
+    # ---- time -------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if not self._running or self.failed.done():
+            return
+        now = self._loop.time()
+        self.loop_lag_s = max(0.0, now - self._next_tick)
+        tick_s = self.options.tick_ms / 1000
+        # After a pause the missed ticks are not made up: a burst of them would look like a silent leader.
+        self._next_tick = max(self._next_tick + tick_s, now + tick_s / 2)
+        self._tick_handle = self._loop.call_at(self._next_tick, self._tick)
+        self.guard(self.core.tick)
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_S
+            self.proposals.sweep(now)
+            self.guard(lambda: self._judge_leases(now))
+
+    def _judge_leases(self, now: float) -> None:
+        """As leader: whose lease has run out is declared down, through the log."""
+        beats = self.heartbeats
+        if beats.granter is None or self.applier.applied_index < self._leader_started_index:
+            return
+        for node, session in beats.granter.expired(beats.sessions, self.id, now):
+            live = beats.granter.live(beats.sessions, self.id, now)
+            self.proposals.propose_down(session, envelope.encode_down(session, live))
+            log.debug("lease expired node=%s session=%d", node, session)
+
+    def _role_changed(self) -> None:
+        core = self.core
+        now = self._loop.time()
+        if core.role is not self._role:
+            log.info(
+                "role=%s was=%s term=%d leader=%s", core.role.value, self._role.value, core.term, core.leader_id or "-"
+            )
+            if core.role in (Role.CANDIDATE, Role.PRE_CANDIDATE):
+                self.elections_started += core.role is Role.CANDIDATE
+            if core.role is Role.LEADER:
+                self._clock.lead_from(self._newest_stamp)
+                core.stamp = self._clock.now_ms()
+                self._leader_started_index = self.entries.last_index
+                self._leader_since = now
+                self.heartbeats.lead(now)
+            elif self._role is Role.LEADER:
+                self.heartbeats.follow()
+                self.proposals.forget_downs()
+            self._role = core.role
+        if core.leader_id != self._leader:
+            self._leader = core.leader_id
+            if self._leader != NO_NODE:
+                self.leader_changes += 1
+                log.info("leader=%s term=%d", self._leader, core.term)
+                self.heartbeats.leader_contact_at = now
+                self.proposals.retry_all()
+
+    # ---- failing ----------------------------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """Stop taking part: a node that stops loses nothing, a node that goes on might."""
+        if not self.failed.done():
+            log.error("failed node=%s reason=%s: %s", self.id, type(error).__name__, error, exc_info=error)
+            self.failed.set_result(error)
+            self.heartbeats.holder.give_up()
+            self._nobody_waits()
+            if self._turned is not None:
+                self._turned.set_result(None)
+                self._turned = None
+
+    def _failed_elsewhere(self, error: BaseException) -> None:
+        """As `fail`, from any thread."""
+        self._loop.call_soon_threadsafe(self.fail, error)
+
+    def _nobody_waits(self) -> None:
+        self.proposals.close()
+        self.reads.close(Stopped("the node is stopping"))
+
+    # ---- small things -----------------------------------------------------------------------------------------------
+
+    def _retain_index(self) -> int:
+        """Return the index up to which no node needs the log; a follower knows it from its leader."""
+        if not self.options.peers:
+            return self.durable_index
+        if self.core.role is not Role.LEADER:
+            return min(self.heartbeats.retain_index, self.durable_index)
+        progress = self.core.status().progress
+        return min(row.match_index for row in progress.values())
