@@ -139,6 +139,7 @@ class Survey:
 
     first_index: int
     last_index: int
+    first_term: int
     last_term: int
     entries_bytes: int
     entries_crc: int
@@ -151,7 +152,7 @@ def survey(spans: Sequence[Buffer]) -> Survey | None:
     checksums: list[bytes] = []
     ends = array("I")
     base = 0
-    first_index = 0
+    first_index = first_term = 0
     last_start = 0
     last_span: Buffer = b""
     for span in spans:
@@ -170,11 +171,11 @@ def survey(spans: Sequence[Buffer]) -> Survey | None:
         base += length
         if length:
             if not first_index:
-                _, first_index = _TERM_AND_INDEX.unpack_from(span)
+                first_term, first_index = _TERM_AND_INDEX.unpack_from(span)
             last_span = span
     if not checksums:
         return None
     last_term, last_index = _TERM_AND_INDEX.unpack_from(last_span, last_start)
     if last_index - first_index + 1 != len(checksums):
         return None
-    return Survey(first_index, last_index, last_term, base, crc32c(b"".join(checksums)), ends)
+    return Survey(first_index, last_index, first_term, last_term, base, crc32c(b"".join(checksums)), ends)

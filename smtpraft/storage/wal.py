@@ -263,6 +263,8 @@ class Wal:
                 raise ValueError(f"the spans do not hold the entries {first_index}..{last_index}")
             if not self._index.first_index <= first_index <= end_index + 1:
                 raise ValueError(f"entry {first_index} does not go on the log {self._index.first_index}..{end_index}")
+            if first_index == end_index + 1 and found.first_term < self._last_term:
+                raise ValueError(f"entry {first_index} has term {found.first_term} after {self._last_term}")
             end_index = last_index
         if hard_state.commit > end_index:
             raise ValueError(f"commit index {hard_state.commit} is beyond the last entry {end_index}")

@@ -176,7 +176,20 @@ def compacts(life: Life) -> None:
     life.wal.close()
 
 
-SCRIPTS = {"append": appends, "roll": rolls, "compaction": compacts}
+def reuses(life: Life) -> None:
+    """No spares but recycled segments, which are used again at once."""
+    life.open()
+    for _ in range(4):
+        life.write([40000])
+    life.compact(4)
+    for _ in range(4):
+        life.write([40000])
+    life.compact(8)
+    life.write([40000], back=1, sync=False)
+    life.write([40000])
+
+
+SCRIPTS = {"append": appends, "roll": rolls, "compaction": compacts, "reuse": reuses}
 
 
 def operations_of(script: Callable[[Life], None]) -> int:
@@ -251,6 +264,21 @@ def test_a_log_that_goes_on_after_a_power_cut_can_be_cut_again(name: str) -> Non
             log = Log()
             _, hard_state = open_log(disk, log)
             second.check(log, hard_state)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_killed_process_left_in_memory_is_durable_once_it_is_recovered(name: str) -> None:
+    """kill -9, a new process that acknowledges what it finds, and then the power fails."""
+    for life in lives(SCRIPTS[name]):
+        log = Log()
+        _, hard_state = open_log(life.disk, log)
+        number = life.check(log, hard_state)
+        assert number >= len(life.states) - 2, "all that was written is still in memory"
+        life.acknowledged = number
+        for disk in images(life.disk, 1):
+            log = Log()
+            _, hard_state = open_log(disk, log)
+            life.check(log, hard_state)
 
 
 @given(st.integers(0, 2**32))
