@@ -229,8 +229,10 @@ class SmtpConnection(asyncio.Protocol):
         elif plan.accepted:
             _check(transaction)
             await self._text(plan, transaction)
-        else:
+        elif plan.all_refused:
             await self._lone_dot()
+        else:
+            self.abort()  # it may think somebody is accepted: a dot would be an empty message to them
 
     async def _envelope_at_once(self, plan: EnvelopePlan) -> Reply | None:
         """Send everything up to DATA in one write; return the reply to DATA, if there is one."""

@@ -23,12 +23,14 @@ class EnvelopePlan:
     No commands: every recipient has its answer without asking.
     """
 
-    __slots__ = ("_answers", "_asked", "commands")
+    __slots__ = ("_answers", "_asked", "all_refused", "commands")
 
     def __init__(self, transaction: Transaction, extensions: Extensions, peer: str) -> None:
         self._answers: list[Answer | None] = [None] * len(transaction.recipients)
         self._asked: list[int] = []
         self.commands: list[bytes] = []
+        self.all_refused = False
+        """Did the server refuse every RCPT in so many words?"""
         refusal = self._plan(transaction, extensions, peer)
         if refusal is not None:
             self._answers = [answer or refusal for answer in self._answers]
@@ -77,6 +79,7 @@ class EnvelopePlan:
         if not replies:
             self.settle(deferred(GONE_STATUS, f"{why} while waiting for the answer to {MAIL}", MAIL))
             return
+        self.all_refused = len(replies) == len(self.commands) and all(reply.code >= 400 for reply in replies[1:])
         mail = answer_of(replies[0], MAIL)
         if mail.verdict is not Verdict.DELIVERED:
             self.settle(mail)
