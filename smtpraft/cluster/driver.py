@@ -5,6 +5,9 @@ writes, a tick) becomes one proposal batch, one disk write, one frame a peer. Th
 thread of its own: the WAL (write and sync), the state machine (apply), reads from disk. A turn never waits for any of
 them.
 
+Times are `time.monotonic`, read when they are needed: a loop's own clock may stand still while callbacks run, and a process
+that was stopped between two of them would still believe in its lease.
+
 What fails here is a broken disk or a broken invariant: `failed` is set, and nothing is done any more.
 """
 
@@ -18,6 +21,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Final
 
 from smtpraft import fastlog
@@ -173,8 +177,8 @@ class Driver:
             await self.transport.start()
         self.proposals.open_wanted()
         self._running = True
-        self._next_tick = self._loop.time() + self.options.tick_ms / 1000
-        self._tick_handle = self._loop.call_at(self._next_tick, self._tick)
+        self._next_tick = monotonic() + self.options.tick_ms / 1000
+        self._tick_handle = self._loop.call_later(self.options.tick_ms / 1000, self._tick)
         if not self.options.peers:
             self.guard(self.core.campaign)  # alone: nobody to wait for
 
@@ -208,14 +212,14 @@ class Driver:
     def lease_expires_in_s(self) -> float:
         """Return how long this node's lease lasts; 0 if it holds none."""
         session = self.proposals.session
-        now = self._loop.time()
+        now = monotonic()
         if self.core.role is Role.LEADER:
             self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
         return self.heartbeats.holder.remaining_s(now, session)
 
     def has_quorum(self) -> bool:
         """Return whether a proposal made now would likely commit: there is a leader, and contact is recent."""
-        now = self._loop.time()
+        now = monotonic()
         if self.core.role is Role.LEADER:
             return now - self.heartbeats.quorum_contact_at(now) <= self._contact_window_s
         return self.core.leader_id != NO_NODE and now - self.heartbeats.leader_contact_at <= self._contact_window_s
@@ -300,7 +304,7 @@ class Driver:
     def _propose(self) -> None:
         """Hand proposals to the leader, be it this node: all that gathered in one batch."""
         core = self.core
-        now = self._loop.time()
+        now = monotonic()
         if core.role is Role.LEADER:
             # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
             fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self._contact_window_s
@@ -324,7 +328,7 @@ class Driver:
             self._send(Message(MessageType.PROP, to=leader, sender=self.id, payloads=batch))
 
     def _ask_reads(self) -> None:
-        now = self._loop.time()
+        now = monotonic()
         if self.reads.has_work(now):
             for context in self.reads.contexts(now):
                 with contextlib.suppress(ProposalDropped):  # no leader now: the round is repeated
@@ -406,10 +410,10 @@ class Driver:
                 message, accepted = self.heartbeats.decode(peer, head)
                 self._step(message)
                 if self.core.leader_id == peer and self.core.term == message.term:
-                    accepted(self._loop.time())
+                    accepted(monotonic())
             elif kind == fastlog.FRAME_HEARTBEAT_RESPONSE:
                 term = self.core.term if self.core.role is Role.LEADER else 0
-                self._step(self.heartbeats.decode_response(peer, head, term, self._loop.time()))
+                self._step(self.heartbeats.decode_response(peer, head, term, monotonic()))
             else:
                 message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
                 if message.type is MessageType.PROP:
@@ -417,7 +421,7 @@ class Driver:
                     continue
                 self._step(message)
                 if message.type is MessageType.APP and self.core.leader_id == peer:
-                    self.heartbeats.leader_contact_at = self._loop.time()
+                    self.heartbeats.leader_contact_at = monotonic()
 
     def _step(self, message: Message) -> None:
         try:
@@ -430,13 +434,13 @@ class Driver:
     def _send(self, message: Message) -> None:
         kind = message.type
         if kind is MessageType.HEARTBEAT:
-            now = self._loop.time()
+            now = monotonic()
             may_grant = self.applier.applied_index >= self._leader_started_index
             frame = self.heartbeats.encode(message, now, self._retain_index(), may_grant)
             self.transport.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
             frame = self.heartbeats.encode_response(
-                message, self._loop.time(), self.applier.applied_index, int(self.writer.oldest_unsynced_age_s() * 1000)
+                message, monotonic(), self.applier.applied_index, int(self.writer.oldest_unsynced_age_s() * 1000)
             )
             self.transport.send_control(message.to, frame)
         else:
@@ -450,12 +454,12 @@ class Driver:
     def _tick(self) -> None:
         if not self._running or self.failed.done():
             return
-        now = self._loop.time()
+        now = monotonic()
         self.loop_lag_s = max(0.0, now - self._next_tick)
         tick_s = self.options.tick_ms / 1000
         # After a pause the missed ticks are not made up: a burst of them would look like a silent leader.
         self._next_tick = max(self._next_tick + tick_s, now + tick_s / 2)
-        self._tick_handle = self._loop.call_at(self._next_tick, self._tick)
+        self._tick_handle = self._loop.call_later(self._next_tick - now, self._tick)
         self.guard(self.core.tick)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
@@ -474,7 +478,7 @@ class Driver:
 
     def _role_changed(self) -> None:
         core = self.core
-        now = self._loop.time()
+        now = monotonic()
         if core.role is not self._role:
             log.info(
                 "role=%s was=%s term=%d leader=%s", core.role.value, self._role.value, core.term, core.leader_id or "-"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from smtpraft import fastlog
@@ -125,7 +126,7 @@ class Node:
             raise ValueError(
                 f"a command of {len(command)} bytes; at most {self.options.max_command_bytes} fit an entry"
             )
-        deadline = self._loop.time() + deadline_s
+        deadline = monotonic() + deadline_s
         future = self._driver.proposals.submit(command, self._loop, deadline, give_up_after_s)
         self._driver.want_turn()
         return await asyncio.shield(future)
@@ -310,9 +311,9 @@ class Node:
 
     async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Look at `condition` after every turn; return whether it came true in time."""
-        deadline = self._loop.time() + timeout_s
+        deadline = monotonic() + timeout_s
         while not condition():
-            if self._loop.time() >= deadline or self._failed.done():
+            if monotonic() >= deadline or self._failed.done():
                 return False
             await asyncio.shield(self._driver.next_turn())
         return True
