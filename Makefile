@@ -37,18 +37,18 @@ lint: .venv/.lint
 .venv/.made:
 	@echo "venv: $$($(PYTHON) --version) in .venv"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 	@touch $@
 
 .venv/.run: .venv/.made $(SOURCES)
 	@echo "venv: smtpraft"
-	@$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m pip install -qq --editable .
 	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
 	@touch $@
 
 .venv/.test .venv/.bench .venv/.lint: .venv/.%: .venv/.run
 	@echo "venv: what $* needs"
-	@$(BIN)/python -m pip install --quiet --group $*
+	@$(BIN)/python -m pip install -qq --group $*
 	@touch $@
 
 clean:

@@ -38,7 +38,7 @@ static inline void store_u64(uint8_t *p, uint64_t value) {
     store_u32(p + 4, (uint32_t)value);
 }
 
-/* ------------------------------------------------------------------------------------------------- CRC-32C, portable */
+/* ---------------------------------------------------------------------------------------------- CRC-32C, portable */
 
 static uint32_t crc32c_slices[8][256];
 
@@ -72,7 +72,7 @@ static uint32_t crc32c_portable(uint32_t value, const uint8_t *p, size_t size) {
     return ~crc;
 }
 
-/* ------------------------------------------------------------------------------------------ CRC-32C, SSE4.2 + PCLMUL */
+/* --------------------------------------------------------------------------------------- CRC-32C, SSE4.2 + PCLMUL */
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define CRC32C_HARDWARE 1
@@ -86,7 +86,7 @@ static inline uint64_t load_u64_native(const uint8_t *p) {
 
 /* Run three streams of `stride` bytes each and join them. To pass over n more bytes is to multiply by x^8n modulo the
  * polynomial P. A carry-less product of two bit-reversed 32-bit values carries one extra factor x, and crc32_u64 of it
- * x^32, so the constants are x^(8n - 33) mod P, bit-reversed: `over_two` for n = 2 * stride, `over_one` for n = stride. */
+ * x^32, so the constants are x^(8n - 33) mod P, bit-reversed: for n = 2 * stride and for n = stride. */
 #define CRC32C_STREAMS(stride, over_two, over_one)                                                                     \
     while (size >= 3 * (stride)) {                                                                                     \
         uint64_t second = 0, third = 0;                                                                                \
@@ -117,7 +117,7 @@ static uint32_t crc32c_hardware(uint32_t value, const uint8_t *p, size_t size) {
 #define CRC32C_HARDWARE 0
 #endif
 
-/* ------------------------------------------------------------------------------------------------- CRC-32C, the choice */
+/* ---------------------------------------------------------------------------------------------- CRC-32C, the choice */
 
 static uint32_t (*crc32c_best)(uint32_t value, const uint8_t *p, size_t size) = crc32c_portable;
 

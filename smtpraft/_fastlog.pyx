@@ -3,9 +3,9 @@
 """The hot paths, compiled: the same names, results and errors as `_purelog`, which specifies them.
 
 Here the in-memory log; the codecs are in `_fastcodec.pxi`, checksum and byte order in `_fastlog.h`. There is no Python
-object per entry: `Log` keeps terms and sizes in C arrays and the bytes in the blocks they came in. What parses or verifies
-bytes is C that cannot raise; its caller raises what it found. The GIL is kept throughout: the longest call is the
-checksum of one block, which is shorter than waiting for the GIL back.
+object per entry: `Log` keeps terms and sizes in C arrays and the bytes in the blocks they came in. What parses or
+verifies bytes is C that cannot raise; its caller raises what it found. The GIL is kept throughout: the longest call is
+the checksum of one block, which is shorter than waiting for the GIL back.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ cdef class _Numbers:
 
 @cython.final
 cdef class Log:
-    """The in-memory log: terms and sizes of all entries, and the bytes of the recent ones, in the blocks they came in."""
+    """The in-memory log: terms and sizes of all entries, the bytes of the recent ones, in the blocks they came in."""
 
     cdef uint64_t _prev_index
     cdef uint64_t _prev_term
