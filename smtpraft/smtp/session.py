@@ -253,7 +253,8 @@ class SmtpSession(Connection):
         data = self._lines.take_rest()
         while True:
             if not content.forgotten:
-                missing = content.size_bytes + len(data) - self._reserved_bytes
+                # What is past the limit is not kept, so it needs no room.
+                missing = min(content.size_bytes + len(data), content.size_max_bytes) - self._reserved_bytes
                 step = max(missing, min(RESERVE_BYTES, content.size_max_bytes - self._reserved_bytes))
                 if missing > 0 and not await self._reserve(step, begun=True):
                     content.forget()
