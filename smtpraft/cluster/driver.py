@@ -5,8 +5,8 @@ writes, a tick) becomes one proposal batch, one disk write, one frame a peer. Th
 thread of its own: the WAL (write and sync), the state machine (apply), reads from disk. A turn never waits for any of
 them.
 
-Times are `time.monotonic`, read when they are needed: a loop's own clock may stand still while callbacks run, and a process
-that was stopped between two of them would still believe in its lease.
+Times are `time.monotonic`, read when they are needed: a loop's own clock may stand still while callbacks run, and a
+process that was stopped between two of them would still believe in its lease.
 
 What fails here is a broken disk or a broken invariant: `failed` is set, and nothing is done any more.
 """
@@ -107,6 +107,7 @@ class Driver:
         self._next_sweep = 0.0
         self._leader_started_index = 0
         self._leader_since = 0.0
+        self._disk_reported = False
         self._contact_window_s = 2 * options.election_timeout_ms / 1000
 
         deliver = self._loop.call_soon_threadsafe
@@ -465,6 +466,7 @@ class Driver:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)
             self.guard(lambda: self._judge_leases(now))
+            self.guard(self._judge_disk)
 
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""
@@ -475,6 +477,26 @@ class Driver:
             live = beats.granter.live(beats.sessions, self.id, now)
             self.proposals.propose_down(session, envelope.encode_down(session, live))
             log.debug("lease expired node=%s session=%d", node, session)
+
+    def _judge_disk(self) -> None:
+        """As leader whose disk hangs: hand over to a follower whose disk does not.
+
+        Followers may sync what this node cannot, so heartbeats alone would keep alive a leader that holds everybody up.
+        """
+        if self.core.role is not Role.LEADER:
+            return
+        age_s = self.writer.oldest_unsynced_age_s()
+        if age_s <= self._contact_window_s:
+            self._disk_reported = False
+            return
+        lag_ms = self.heartbeats.disk_lag_ms
+        healthy = [node for node in lag_ms if lag_ms[node] < age_s * 500 and self.transport.connected(node)]
+        if not self._disk_reported:
+            self._disk_reported = True
+            log.warning("disk stalls unsynced_for_ms=%d healthy_peers=%s", age_s * 1000, ",".join(healthy) or "-")
+        if healthy:
+            progress = self.core.status().progress
+            self.core.transfer_leader(max(healthy, key=lambda node: progress[node].match_index))
 
     def _role_changed(self) -> None:
         core = self.core
