@@ -9,6 +9,7 @@ for "try again": a repeat is better than a loss.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -110,6 +111,9 @@ class MailHandler:
             return "451 4.3.0 Error: the message could not be replicated, try again later"
         except Stopped:
             return f"421 4.3.2 {self._settings.hostname} Service shutting down"
+        except asyncio.CancelledError:
+            log.warning("outcome unknown trace=%s client=%s error='server closed'", transaction_id, session.client_host)
+            raise
         except OutcomeUnknown as error:
             log.warning("outcome unknown trace=%s client=%s error=%r", transaction_id, session.client_host, error)
         except Exception:

@@ -22,7 +22,7 @@ from smtpraft.smtp.content import BareOctet, ContentReader
 log = logging.getLogger(__name__)
 
 ERRORS_MAX: Final = 20  # Postfix: smtpd_hard_error_limit
-JUNK_COMMANDS_MAX: Final = 100  # Postfix: smtpd_junk_command_limit; NOOP, RSET, VRFY, HELP, EHLO without any mail
+JUNK_COMMANDS_MAX: Final = 100  # Postfix: smtpd_junk_command_limit; NOOP, RSET, EHLO, refused MAIL, without any mail
 RECIPIENTS_REFUSED_MAX: Final = 1000  # Postfix: smtpd_recipient_overshoot_limit
 COMMANDS_PER_TURN: Final = 32  # then the other sessions, and heartbeats, have the loop for a turn
 OVERDUE_COMMIT_S: Final = 30.0  # past the commit deadline, which whoever commits should have kept
@@ -181,12 +181,14 @@ class SmtpSession(Connection):
         path, size_bytes, body_8bitmime, smtputf8, options = parse_mail(argument)
         if size_bytes > self._settings.max_message_bytes:
             self._refuse("mail", "552 5.3.4 Error: message size exceeds fixed limit")  # RFC 1870 §6.1
+            self._count_junk()
             return
         status = await self._call_handler_hook("MAIL", path.address, options)
         if status is MISSING:
             status = "250 2.1.0 Ok"
         if not status.startswith("2"):
             self._refuse("mail", status)
+            self._count_junk()
             return
         envelope = self.envelope
         envelope.mail_from = path.address
@@ -236,6 +238,7 @@ class SmtpSession(Connection):
         try:
             if not await self._reserve(reserve_bytes, begun=False):
                 self._refuse("data", "452 4.3.1 Error: insufficient memory, try again later")
+                self._count_junk()
                 return
             self._reply("354 End data with <CR><LF>.<CR><LF>")
             self._content_since = self.loop.time()

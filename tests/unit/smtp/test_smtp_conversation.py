@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterable
 
 from hypothesis import given
@@ -140,3 +141,35 @@ def test_any_chunking_is_the_same_conversation(steps: list[bytes], opened: bool,
     with asyncio.Runner() as runner:
         for chunks in ([data], chunked, octets):
             assert runner.run(converse(chunks, size_max_bytes)) == expected
+
+
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.sampled_from(STEPS)
+        | st.builds(
+            lambda start, rest: start + rest.encode() + b"\r\n",
+            st.sampled_from([b"EHLO ", b"MAIL FROM:", b"RCPT TO:", b"MAIL FROM:<a@b> ", b"VRFY ", b"DATA ", b"HELP "]),
+            st.text(alphabet='<>@.:;"[]\\ =aSIZEBODY8-\t\x00\x7fü\u2028', max_size=30),
+        ),
+        max_size=30,
+    )
+)
+def test_no_bytes_make_it_stumble(steps: list[bytes]) -> None:
+    """Whatever is said, no exception is logged and every reply is well formed."""
+    errors: list[logging.LogRecord] = []
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            errors.append(record)
+
+    handler = Watch(logging.ERROR)
+    logger = logging.getLogger("smtpraft.smtp")
+    logger.addHandler(handler)
+    try:
+        with asyncio.Runner() as runner:
+            found, _ = runner.run(converse(steps, 1000))
+    finally:
+        logger.removeHandler(handler)
+    assert not errors
+    assert all(200 <= code < 560 for code in found)

@@ -139,6 +139,13 @@ async def test_chatter_without_mail_ends_the_session() -> None:
     await peer.finish()
 
 
+async def test_refused_mail_without_end_ends_the_session() -> None:
+    peer = Peer(ready=False)
+    await peer.say(b"EHLO c\r\n")
+    assert codes(await peer.say(MAIL * (JUNK_COMMANDS_MAX + 5)))[-2:] == [451, 421]
+    await peer.finish()
+
+
 async def test_guessing_recipients_ends_the_session() -> None:
     peer = Peer(host="192.0.2.9")
     await peer.say(b"EHLO c\r\n" + MAIL)
