@@ -71,7 +71,8 @@ class Replayed:
     """The last batch, and its checksum."""
     crc: int
     last_term: int
-    floor: int
+    floor: int = 0
+    """The oldest segment that counts, as stated in what has been walked."""
     torn_bytes: int = 0
     """How far what has to be cut reaches behind the end."""
 
@@ -90,20 +91,27 @@ def replay(
     """
     names = sorted(names)
     last = _open_segment(disk, directory, names[-1], cluster_id, node_id)
-    segments = []
     try:
         last.file.sync()
         last.file.drop_cache()
         floor = _floor(last)
+    finally:
+        last.file.close()
+    while True:
         obsolete = [name for name in names if _sequence(name) < floor]
-        for name in names[len(obsolete) : -1]:
-            segments.append(_open_segment(disk, directory, name, cluster_id, node_id))  # noqa: PERF401
-        segments.append(last)
-        return _walk(segments, obsolete, floor, memory, cache_bytes)
-    except BaseException:
-        for segment in {id(segment): segment for segment in [*segments, last]}.values():
-            segment.file.close()
-        raise
+        segments: list[Segment] = []
+        try:
+            for name in names[len(obsolete) :]:
+                segments.append(_open_segment(disk, directory, name, cluster_id, node_id))  # noqa: PERF401
+            state = _walk(segments, obsolete, floor, memory, cache_bytes)
+        except BaseException:
+            _close(segments)
+            raise
+        if state.floor == floor:
+            return state
+        # The batch that said so lies in the torn tail. So nothing was recycled on its word, and nothing may be.
+        _close(segments)
+        floor = state.floor
 
 
 def cut_tail(disk: Disk, directory: str, segment: Segment, torn_bytes: int) -> str:
@@ -137,11 +145,11 @@ def _walk(segments: list[Segment], obsolete: list[str], floor: int, memory: Log,
         base.first_batch - 1,
         base.previous_crc,
         base.prev_term,
-        floor,
     )
     for position, segment in enumerate(segments):
         following = segments[position + 1] if position + 1 < len(segments) else None
         _check_joint(state, segment, segments[position - 1] if position else None)
+        state.floor = max(state.floor, segment.header.floor)
         _walk_segment(state, segment, following, memory, cache_bytes)
     last = segments[-1]
     commit = state.hard_state.commit
@@ -198,6 +206,7 @@ def _accept(state: Replayed, segment: Segment, header: BatchHeader, found: Surve
         segment.holds_from(found.first_index)
     segment.end_offset += header.size_bytes
     state.hard_state = header.hard_state
+    state.floor = max(state.floor, header.floor)
     state.number = header.number
     state.crc = header.crc
 
@@ -311,6 +320,11 @@ def _open_segment(disk: Disk, directory: str, name: str, cluster_id: bytes, node
     return Segment(file, name, header)
 
 
+def _close(segments: Sequence[Segment]) -> None:
+    for segment in segments:
+        segment.file.close()
+
+
 def _sequence(name: str) -> int:
     named = parse_segment_name(name)
     assert named is not None
@@ -318,7 +332,7 @@ def _sequence(name: str) -> int:
 
 
 def _floor(last: Segment) -> int:
-    """Return the oldest segment that still counts: the last word on it is in the last segment."""
+    """Return the oldest segment that still counts, by the headers alone: the last word on it is in the last segment."""
     window = _Window(last.file)
     floor = last.header.floor
     number = last.header.first_batch - 1

@@ -8,7 +8,7 @@ went on after a recovery keeps all of this.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -226,6 +226,13 @@ def test_a_power_cut_anywhere_loses_nothing_acknowledged(name: str) -> None:
             assert contents(again) == contents(log)
 
 
+def check_recovered(life: Life, disks: Iterable[SimulatedDisk]) -> None:
+    for disk in disks:
+        log = Log()
+        _, hard_state = open_log(disk, log)
+        life.check(log, hard_state)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_power_cut_inside_recovery_changes_nothing(name: str) -> None:
     for life in lives(SCRIPTS[name]):
@@ -249,21 +256,21 @@ def test_a_power_cut_inside_recovery_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_log_that_goes_on_after_a_power_cut_can_be_cut_again(name: str) -> None:
-    """The second life writes the same sizes over what was lost, so that old batches fit behind new ones."""
-    for position, life in enumerate(lives(SCRIPTS[name])):
-        image = life.disk.crash((Outcome.SECTORS, Outcome.TORN)[position % 2], position)
-        log = Log()
-        wal, hard_state = open_log(image, log)
-        second = life.after(image, life.check(log, hard_state))
-        second.wal = wal
-        lost = life.states[len(second.states) :]
-        for state in lost[:-1]:
-            sizes = [len(record) - 36 for record in state.entries[len(second.states[-1].entries) :]]
-            second.write(sizes, sync=False)
-        for disk in images(second.disk, 2):
+    """The second life writes the same sizes over what was lost, so that old batches fit behind new ones, then rolls."""
+    for life in lives(SCRIPTS[name]):
+        for image in [*images(life.disk, 2)][2:]:
             log = Log()
-            _, hard_state = open_log(disk, log)
-            second.check(log, hard_state)
+            wal, hard_state = open_log(image, log)
+            second = life.after(image, life.check(log, hard_state))
+            second.wal = wal
+            lost = life.states[len(second.states) :]
+            for state in lost[:-1]:
+                sizes = [len(record) - 36 for record in state.entries[len(second.states[-1].entries) :]]
+                second.write(sizes, sync=False)
+            check_recovered(second, images(second.disk, 1))
+            for _ in range(3):
+                second.write([40000])
+            check_recovered(second, images(second.disk, 0))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -271,14 +278,15 @@ def test_what_a_killed_process_left_in_memory_is_durable_once_it_is_recovered(na
     """kill -9, a new process that acknowledges what it finds, and then the power fails."""
     for life in lives(SCRIPTS[name]):
         log = Log()
-        _, hard_state = open_log(life.disk, log)
+        wal, hard_state = open_log(life.disk, log)
         number = life.check(log, hard_state)
         assert number >= len(life.states) - 2, "all that was written is still in memory"
         life.acknowledged = number
-        for disk in images(life.disk, 1):
-            log = Log()
-            _, hard_state = open_log(disk, log)
-            life.check(log, hard_state)
+        check_recovered(life, images(life.disk, 1))
+        second = life.after(life.disk, number)
+        second.wal = wal
+        second.write([100])
+        check_recovered(second, images(life.disk, 0))
 
 
 @given(st.integers(0, 2**32))

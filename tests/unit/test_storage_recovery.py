@@ -11,7 +11,7 @@ from smtpraft.storage import HardState, Recovery, Wal, WalCorrupt, WalNewer
 from smtpraft.storage.batch import BatchHeader, decode_header, encode_header, survey
 from smtpraft.storage.recovery import TORN_COPIES_MAX
 from smtpraft.storage.segment import SegmentHeader, decode_segment_header, encode_segment_header
-from smtpraft.storage.simdisk import Outcome, SimulatedDisk
+from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 
 CLUSTER = b"0123456789abcdef"
 SEGMENT_BYTES = 64 * 1024
@@ -107,6 +107,30 @@ def test_an_old_batch_never_continues_a_new_one() -> None:
     wal, _ = open_wal(disk)
     wal.write([entry(2)], 2, 2, HardState(1, "", 1))
     assert open_wal(disk.crash(Outcome.NOTHING))[1].last_index == 2
+
+
+def test_a_compaction_whose_word_was_torn_away_did_not_happen() -> None:
+    """Its mark lies behind a torn batch: to act on it and then cut it would leave a log without its beginning."""
+    disk = SimulatedDisk()
+    wal, _ = open_wal(disk)
+    for index in range(1, 5):
+        wal.write([entry(index, 20000)], index, index, HardState(1))  # two a segment
+    wal.write([entry(5)], 5, 5, HardState(1), False)
+    before = disk.operations
+
+    def cut(operation: Operation) -> None:
+        if operation.number == before + 2:  # the sync of the mark
+            raise PowerCut
+
+    disk.hook = cut
+    with pytest.raises(PowerCut):
+        wal.compact(4)
+    disk = disk.copy()
+    disk.flip(segments(disk)[-1], (11 * PAGE + 160) * 8)
+    for _ in range(2):
+        _, recovery = open_wal(disk)
+        assert (recovery.first_index, recovery.last_index) == (1, 4)
+        disk = disk.crash(Outcome.NOTHING)
 
 
 def test_only_the_newest_torn_copies_are_kept() -> None:
