@@ -65,6 +65,8 @@ class Transaction(Envelope):
         self.content_blocks: list[bytes] = []
         """Set before the DATA hook is called; the hook may empty it."""
         self.content_ascii = True
+        self.handed_over = False
+        """May the message be committed? Then nothing may be said but what the cluster says."""
         self.size_bytes = 0
 
 

@@ -104,6 +104,7 @@ class MailHandler:
             helo=session.host_name or "",
         )
         started = server.loop.time()
+        envelope.handed_over = True
         try:
             message = await self._accept(mail, content, deadline_s=self._settings.commit_timeout_s)
         except NotReplicated as error:

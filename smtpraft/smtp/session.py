@@ -107,6 +107,8 @@ class SmtpSession(Connection):
             raise
         except Exception:
             log.exception("command failed verb=%r client=%s", verb, self.session.client_host)
+            if self.envelope.handed_over:
+                raise SessionOver(reason="failed after the hand-over") from None
             if self._content is not None:
                 raise  # somewhere within the content: what follows cannot be told from commands
             self._refuse("command", "451 4.3.0 Error: internal error, try again later")
@@ -135,7 +137,10 @@ class SmtpSession(Connection):
             self._refuse("command", f"421 4.7.0 {self.hostname} Error: too many errors")
 
     async def _call_handler_hook(self, command: str, *arguments: Any) -> Any:
-        """Return the hook's reply, or MISSING if there is none. No exception but SessionOver comes out."""
+        """Return the hook's reply, or MISSING if there is none. No exception but SessionOver comes out.
+
+        A 451 for a hook that failed is right only while the message cannot be committed (RFC 5321 §4.2.5).
+        """
         hook = self._handle_hooks.get(command)
         if hook is None:
             return MISSING
@@ -145,6 +150,8 @@ class SmtpSession(Connection):
             raise
         except Exception:
             log.exception("hook failed hook=%s client=%s", command, self.session.client_host)
+            if self.envelope.handed_over:
+                raise SessionOver(reason="failed after the hand-over") from None
             return "451 4.3.0 Error: internal error, try again later"
 
     # The commands (RFC 5321 §4.1.1).

@@ -352,6 +352,23 @@ async def test_nothing_escapes_a_hook(hook: str) -> None:
     await peer.finish()
 
 
+async def test_a_bug_after_the_commit_is_no_451(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 5321 §4.2.5: the message is committed and will be delivered, so no 4yz may follow."""
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    for name in ("smtpraft.smtp.handler.log.info", "smtpraft.smtp.statistics.Histogram.observe"):
+        peer = Peer()
+        await peer.say(b"EHLO c\r\n" + MAIL + RCPT + b"DATA\r\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(name, broken)
+            assert await peer.say(b"x: y\r\n\r\n.\r\n") == b""
+        assert peer.transport.closed
+        assert len(peer.accepted) == 1
+        await peer.finish()
+
+
 async def test_a_bug_in_a_command_is_a_451(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(argument: str) -> None:
         raise ZeroDivisionError
