@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from smtpraft.cli.demo.book import ID_FIELD, Book, Outcome
@@ -69,12 +69,21 @@ class _Refused(Exception):
 class Sender:
     """One session at a time with one node; when it breaks, a session with the next node."""
 
-    def __init__(self, number: int, ports: Sequence[int], supply: Supply, book: Book) -> None:
+    def __init__(
+        self,
+        number: int,
+        ports: Sequence[int],
+        supply: Supply,
+        book: Book,
+        trouble: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        """`trouble` hears of every refusal and of every session that broke."""
         self._number = number
         self._ports = ports
         self._choice = number
         self._supply = supply
         self._book = book
+        self._trouble = trouble
         self._tries = 0
         self._waits_since: float | None = None
 
@@ -83,7 +92,8 @@ class Sender:
         while not self._supply.finished:
             try:
                 await self._session(self._ports[self._choice % len(self._ports)])
-            except (OSError, EOFError, TimeoutError, _Refused):
+            except (OSError, EOFError, TimeoutError, _Refused) as error:
+                self._trouble(error)
                 self._choice += 1
                 await asyncio.sleep(RECONNECT_S)
 
@@ -151,6 +161,7 @@ class Sender:
             self._supply.put_back(number, message)
         if error.reply.startswith("421"):
             raise error
+        self._trouble(error)
         await asyncio.sleep(RETRY_S)
         await self._command("RSET", "2")
 

@@ -21,6 +21,8 @@ class SinkSession(asyncio.Protocol):
         self._scanned = 0
         self._in_data = False
         self._recipients: list[str] = []
+        self.helo = ""
+        """What the client said its name was."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
@@ -67,6 +69,7 @@ class SinkSession(asyncio.Protocol):
             return True
         del self._buffer[: end + 2]
         if verb == b"EHLO":
+            self.helo = line[5:].decode("ascii", "replace")
             replies.append(
                 b"250-sink.example\r\n250-PIPELINING\r\n250-SIZE 104857600\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
             )
