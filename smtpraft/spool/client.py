@@ -282,8 +282,10 @@ class SpoolClient:
         return await self._read(self._machine.reader.due, node, until_ms, limit)
 
     async def _read(self, query: Callable[..., _T], *arguments: object) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._machine.reader.executor, query, *arguments)
+        reader = self._machine.reader
+        if reader.closed:
+            raise Stopped("the queue is closed")
+        return await asyncio.get_running_loop().run_in_executor(reader.executor, query, *arguments)
 
     def counts(self) -> dict[str, int]:
         """Return what the queue holds, without touching the disk.

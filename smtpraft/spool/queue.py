@@ -47,7 +47,7 @@ from smtpraft.spool.types import (
     RecipientState,
     id_of_number,
 )
-from smtpraft.types import NodeId, node_order
+from smtpraft.types import NodeId
 
 CACHED_RECIPIENTS_MAX: Final = 20_000  # some 20 MB of messages kept between batches
 UPLOAD_MS_MAX: Final = 10 * 60 * 1000  # chunks are proposed within one commit deadline (seconds) of each other
@@ -80,7 +80,7 @@ class Queue:
         # What `write` has yet to write:
         self._dirty: dict[int, Message] = {}
         self._recipients: dict[tuple[int, int], Recipient] = {}  # changed ones of messages that are stored
-        self._gone: list[int] = []
+        self._gone: dict[int, None] = {}
         self._gone_chunked: list[int] = []
         self._history: list[HistoryRow] = []
         self._touched = Touched()
@@ -116,14 +116,12 @@ class Queue:
         chunks: tuple[BodyPart, ...] = ()
         if header.chunk_count:
             uploaded = self._store.uploaded(node, header.upload)
-            if (
-                [place for place, _ in uploaded] != list(range(header.chunk_count))
-                or sum(part.length for _, part in uploaded) != header.chunk_bytes
-            ):  # fmt: skip
+            chunks = tuple(part for _, part in uploaded)
+            complete = [place for place, _ in uploaded] == list(range(header.chunk_count))
+            if not complete or sum(part.length for part in chunks) != header.chunk_bytes:
                 self._store.forget_uploads("node = ? AND upload = ?", (node, header.upload))
                 return _refused(Refusal.UPLOAD_INCOMPLETE)
             self._store.tie_chunks(node, header.upload, number)
-            chunks = tuple(part for _, part in uploaded)
             flags |= FLAG_CHUNKED
         message = Message(
             number,
@@ -325,7 +323,7 @@ class Queue:
         self._cached_recipients -= len(message.recipients)
         self._dirty.pop(number, None)
         if message.stored:
-            self._gone.append(number)
+            self._gone[number] = None
         if message.flags & FLAG_CHUNKED:
             self._gone_chunked.append(number)
         recipients = message.recipients
@@ -356,10 +354,10 @@ class Queue:
         self._set_node(item.node, item.index, up=True)
         self._store.forget_uploads("node = ?", (item.node,))
         moved = 0
-        for node in sorted(self._nodes, key=node_order):
+        for owner in sorted(self.counters.owners):
             # It went down when nobody was there to take over.
-            if not self._nodes[node][1] and self.counters.owners.get(node):
-                moved += self._move(node, (item.node,), item.index)
+            if not self._nodes.get(NodeId(owner), (0, True))[1]:
+                moved += self._move(NodeId(owner), (item.node,), item.index)
         return None, _COUNT.pack(moved)
 
     def node_down(self, item: NodeDown) -> tuple[object, bytes]:
@@ -401,10 +399,8 @@ class Queue:
     def _fetch(self, numbers: Iterable[int]) -> None:
         """Bring the messages into memory; those that do not exist stay out of it."""
         messages = self._messages
-        missing = [number for number in dict.fromkeys(numbers) if number not in messages]
-        if missing:
-            gone = set(self._gone)
-            missing = [number for number in missing if number not in gone]
+        gone = self._gone
+        missing = [number for number in dict.fromkeys(numbers) if number not in messages and number not in gone]
         if missing:
             for message in self._store.load(missing):
                 messages[message.number] = message
@@ -438,9 +434,10 @@ class Queue:
             self._dirty.clear()
         self._recipients.clear()
         if self._gone:
-            store.delete_messages(self._gone)
-            copied = (self.copied_index + 1) << ORDINAL_BITS
-            store.delete_bodies([number for number in self._gone if number < copied])
+            gone = list(self._gone)
+            store.delete_messages(gone)
+            not_copied = (self.copied_index + 1) << ORDINAL_BITS
+            store.delete_bodies([number for number in gone if number < not_copied])
             self._gone.clear()
         if self._gone_chunked:
             store.delete_chunks_of(self._gone_chunked)

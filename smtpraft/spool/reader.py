@@ -25,6 +25,7 @@ class Reader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._connection: apsw.Connection | None = None
+        self.closed = False
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool-reader")
 
     def open(self) -> None:
@@ -36,6 +37,7 @@ class Reader:
 
     def close(self) -> None:
         """Wait for the query under way, drop those that wait."""
+        self.closed = True
         self.executor.shutdown(wait=True, cancel_futures=True)
         if self._connection is not None:
             self._connection.close()
