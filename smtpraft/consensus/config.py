@@ -37,11 +37,15 @@ class Config:
     step_down_on_removal: bool = True
     disable_conf_change_validation: bool = False
     election: str = ELECTION_RAFT
-    lead_before_own_vote: bool = False
-    """Let a candidate lead on the votes of others while its own is not on disk yet, as the reference does. If it
-    crashes then, it may win the same term again with another log: two different entries of one index and term."""
-    merge_messages: bool = True
-    """Join what one turn has for one peer: appends that continue each other, acknowledgements that include others."""
+    as_reference: bool = False
+    """Do message for message what the reference implementation does, for scenario files. Else three things differ:
+
+    - A candidate does not lead before its own vote is on disk, even if others' votes suffice: after a crash it could
+      win the same term again, with another log, and there would be two different entries of one index and term.
+    - Answers to vote requests tell what is committed. Without that a membership change can be stuck for ever: the
+      candidate does not know that its change is committed; those who know, and have the longer log, may not lead.
+    - What one turn has for one peer is joined: appends that continue each other, acknowledgements that include others.
+    """
 
     def __post_init__(self) -> None:
         """Check what can be checked.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from smtpraft.consensus import leader
@@ -11,6 +12,8 @@ from smtpraft.types import NO_NODE, node_order
 
 if TYPE_CHECKING:
     from smtpraft.consensus.raft import Raft
+
+_COMMITTED: Final = struct.Struct(">QQ")
 
 PRE_VOTE, PRE_VOTE_RESP = MessageType.PRE_VOTE, MessageType.PRE_VOTE_RESP
 VOTE, VOTE_RESP = MessageType.VOTE, MessageType.VOTE_RESP
@@ -41,6 +44,29 @@ class Election(Protocol):
 def log_is_current(raft: Raft, message: Message) -> bool:
     """Is the candidate's log at least as new as ours (Raft §5.4.1)? Else it may lack what is committed."""
     return (message.log_term, message.index) >= (raft.log.last_term, raft.log.last_index)
+
+
+def committed_context(raft: Raft) -> bytes:
+    """Return what an answer to a candidate tells of what is committed: index and term of the last such entry."""
+    if raft.config.as_reference:
+        return b""
+    index = raft.raftlog.commit_index
+    return _COMMITTED.pack(index, raft.log.term(index))
+
+
+def learn_committed(raft: Raft, message: Message) -> bool:
+    """Take note of what the answer says is committed, if this log has it; return whether a membership change is in it.
+
+    If the entry is the same, so is all before it (Log Matching, Raft §5.3).
+    """
+    if len(message.context) != _COMMITTED.size:
+        return False
+    index, term = _COMMITTED.unpack(message.context)
+    log = raft.log
+    if not raft.raftlog.commit_index < index <= log.last_index or log.term(index) != term:
+        return False
+    raft.raftlog.commit_to(index)
+    return raft.conf_change_unapplied()
 
 
 class VoteElection:
@@ -88,11 +114,12 @@ class VoteElection:
             or (not real and message.term > raft.term)
         )
         response = VOTE_RESP if real else PRE_VOTE_RESP
+        context = committed_context(raft)
         if not may_vote or not log_is_current(raft, message):
-            raft.send_after_append(Message(response, message.sender, term=raft.term, reject=True))
+            raft.send_after_append(Message(response, message.sender, term=raft.term, reject=True, context=context))
             return
         # A grant echoes the request's term: for a pre-vote it is not ours.
-        raft.send_after_append(Message(response, message.sender, term=message.term))
+        raft.send_after_append(Message(response, message.sender, term=message.term, context=context))
         if real:
             raft.vote = message.sender
             raft.election_elapsed = 0
@@ -102,13 +129,17 @@ class VoteElection:
         pre = raft.role is Role.PRE_CANDIDATE
         if message.type is not (PRE_VOTE_RESP if pre else VOTE_RESP):
             return
+        if learn_committed(raft, message):
+            # What is committed now may change who votes: apply it first, then try again.
+            raft.become_follower(raft.term, NO_NODE)
+            return
         votes = raft.tracker.votes
         votes.setdefault(message.sender, not message.reject)
         result = raft.tracker.election()
         if result is VoteResult.WON:
             if pre:
                 self._stand(raft)
-            elif raft.id in votes or raft.config.lead_before_own_vote:
+            elif raft.id in votes or raft.config.as_reference:
                 raft.become_leader()
                 leader.broadcast_append(raft)
         elif result is VoteResult.LOST:

@@ -142,6 +142,8 @@ def _restore(raft: Raft, snapshot: SnapshotMeta) -> bool:
         raftlog.commit_to(snapshot.index)
         return False
     membership = Membership.restore(state)
+    if raft.superseded is None:
+        raft.superseded = raft.tracker.membership
     raft.keep_unsent(0)
     raftlog.restore(snapshot)
     raft.tracker.install(membership, membership.tracked, log.last_index)

@@ -160,7 +160,7 @@ def maybe_send_append(raft: Raft, progress: Progress, *, if_empty: bool) -> bool
         entries = EntryRange(first, last) if size else NO_ENTRIES
         message = Message(APP, progress.id, raft.id, raft.term, prev_term, first - 1, commit, entries=entries)
         raft.messages.append(message)
-        if raft.config.merge_messages:
+        if not raft.config.as_reference:
             raft.unsent_appends[progress.id] = message
     progress.sent(last, size)
     progress.sent_commit = commit
@@ -237,7 +237,7 @@ def _on_append_response(raft: Raft, message: Message) -> None:
         progress.become_replicate()
 
     own = message.sender == raft.id
-    if index > raft.raftlog.commit_index and maybe_commit(raft):
+    if maybe_commit(raft):
         _release_postponed_reads(raft)
         broadcast_append(raft)
     elif not own and progress.can_bump_commit(raft.raftlog.commit_index):

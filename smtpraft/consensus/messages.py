@@ -124,7 +124,8 @@ class Message:
     reject_hint: int = 0
     context: bytes = b""
     """HEARTBEAT and its answer: nothing, or the 8 bytes big endian of a read's number. READ_INDEX and its answer: the
-    reader's own. VOTE: whether the leader asked for it. `sender` is who asks, also where another node passes it on."""
+    reader's own. VOTE: whether the leader asked for it. VOTE_RESP, PRE_VOTE_RESP: what is committed; may be left out.
+    (`sender` is who asks, also where another node passes it on.)"""
     entries: EntryRange = NO_ENTRIES
     block: bytes = b""
     """APP as received: the encoded entries after `index`. On the sending side usually empty: then `entries` says which;

@@ -81,6 +81,8 @@ class Raft:
         self.raftlog = RaftLog(log, max(hard_state.commit, applied, log.prev_index), applied, config.max_apply_bytes)
         self.tracker = Tracker(config.id, config.max_inflight_messages, config.max_inflight_bytes)
         self.tracker.install(Membership.restore(conf_state), frozenset(), log.last_index)
+        self.superseded: Membership | None = None
+        """While a received snapshot is not stored: the membership of the state machine, which is still behind it."""
         self.stamp = 0
 
         self.term = hard_state.term
@@ -145,11 +147,11 @@ class Raft:
         if self.role is Role.LEADER or not self.promotable:
             return
         # An unapplied membership might take this node's vote away, or give others one (etcd#7280).
-        if self._conf_change_unapplied():
+        if self.conf_change_unapplied():
             return
         self.election.campaign(self, transfer=transfer)
 
-    def _conf_change_unapplied(self) -> bool:
+    def conf_change_unapplied(self) -> bool:
         """Is a membership change committed but not applied here? Each committed entry is looked at once."""
         first, last = max(self._scanned_index, self.raftlog.applied_index) + 1, self.raftlog.commit_index
         while first <= last:
@@ -256,7 +258,7 @@ class Raft:
 
     def acknowledge(self, to: NodeId, index: int) -> None:
         """Tell a leader, which may be this node, that all up to `index` is stored here: once it is."""
-        if self.config.merge_messages and self.after_append:
+        if not self.config.as_reference and self.after_append:
             last = self.after_append[-1]
             if last.type is APP_RESP and last.to == to and last.term == self.term and not last.reject:
                 last.index = max(last.index, index)
@@ -270,7 +272,7 @@ class Raft:
         """
         kept = []
         for message in self.messages:
-            if message.type is APP and message.entries.last >= first and not message.block:
+            if message.type is APP and message.entries and message.entries.last >= first and not message.block:
                 try:
                     message.block = b"".join(self.log.spans(message.entries.first, message.entries.last))
                 except NotCached:
@@ -337,6 +339,8 @@ class Raft:
             self.raftlog.stable_to(message.index, message.log_term)
         if message.snapshot is not None:
             self.raftlog.snapshot_stored(message.snapshot.index)
+            if self.raftlog.snapshot is None:
+                self.superseded = None
             self._applied_more()
 
     def applied(self, index: int) -> None:
@@ -361,6 +365,11 @@ class Raft:
         Raises:
             InvalidConfChange: it makes none; nothing has changed.
         """
+        if self.superseded is not None:
+            # Handed out before the snapshot came. It holds this change already; until it is stored, and if this node
+            # crashes before that, the state machine is where its entries have brought it.
+            self.superseded, _ = self.superseded.applied(change)
+            return self.superseded.conf_state()
         membership, fresh = self.tracker.membership.applied(change)
         self.tracker.install(membership, fresh, self.log.last_index)
         self._membership_changed()

@@ -24,7 +24,7 @@ from typing import Final
 from smtpraft.consensus import leader
 from smtpraft.consensus.confchange import ConfChangeV2, encode_conf_change
 from smtpraft.consensus.config import Config
-from smtpraft.consensus.errors import LocalMessage, PeerNotFound, ProposalDropped
+from smtpraft.consensus.errors import InvalidMessage, LocalMessage, PeerNotFound, ProposalDropped
 from smtpraft.consensus.messages import (
     APPEND_THREAD,
     APPLY_THREAD,
@@ -68,6 +68,19 @@ RESPONSE_TYPES: Final = frozenset(
         MessageType.READ_INDEX_RESP,
     }
 )
+TERM_TYPES: Final = frozenset(
+    {
+        MessageType.VOTE,
+        MessageType.VOTE_RESP,
+        MessageType.PRE_VOTE,
+        MessageType.APP,
+        MessageType.APP_RESP,
+        MessageType.HEARTBEAT,
+        MessageType.HEARTBEAT_RESP,
+        MessageType.TIMEOUT_NOW,
+    }
+)
+"""What is nothing without a term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +268,8 @@ class RawNode:
             return
         if kind in RESPONSE_TYPES and message.sender not in self.raft.tracker.progress:
             raise PeerNotFound(f"{kind.name} from {message.sender!r}")
+        if not message.term and kind in TERM_TYPES:
+            raise InvalidMessage(f"{kind.name} from {message.sender!r} without a term")
         self.raft.step(message)
 
     def propose(self, payloads: Sequence[bytes]) -> None:
@@ -283,7 +298,8 @@ class RawNode:
     def apply_conf_change(self, change: ConfChangeV2) -> ConfState:
         """A committed membership entry is being applied: switch, and return the membership to store with it.
 
-        Call it before the entry is reported as applied. For a change that the application vetoes, do not call it.
+        Call it before the entry is reported as applied. Do not call it for a change that the application vetoes, nor
+        for entries that a snapshot stored meanwhile has overtaken.
 
         Raises:
             InvalidConfChange: the change does not fit; nothing has changed, as on every other node.
@@ -316,6 +332,13 @@ class RawNode:
     def report_snapshot(self, peer: NodeId, ok: bool) -> None:
         """The snapshot for `peer` was sent, or not. Without this after every SNAP the peer may get nothing more."""
         self.raft.step(Message(MessageType.SNAP_STATUS, sender=peer, reject=not ok))
+
+    def compact(self, to_index: int) -> None:
+        """Drop the entries up to `to_index` from the log; all that this node needs of them is stored elsewhere."""
+        assert to_index <= self.applied_index, f"compact to {to_index}, applied {self.applied_index}"
+        assert to_index <= self.stable_index, f"compact to {to_index}, stored {self.stable_index}"
+        self.raft.keep_unsent(0)
+        self.log.compact(to_index)
 
     # What to do.
 

@@ -190,8 +190,7 @@ class InteractionRunner:
                 async_storage=settings["async-storage-writes"],
                 step_down_on_removal=settings["step-down-on-removal"],
                 disable_conf_change_validation=settings["disable-conf-change-validation"],
-                lead_before_own_vote=True,
-                merge_messages=False,
+                as_reference=True,
             )
             snapshot = SnapshotMeta(index, 1 if given else 0, conf_state)
             random = Random(f"{self._seed}/{number}")

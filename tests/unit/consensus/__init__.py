@@ -1,0 +1,1 @@
+"""The consensus core, alone and in clusters in memory."""
