@@ -32,9 +32,5 @@ async def start_room() -> AsyncIterator[StartRoom]:
 
     yield start
     for room in rooms:
-        room.open_gate()
-        await room.server.close()
-        async with asyncio.timeout(10):
-            while room.server.statistics.connections:  # noqa: ASYNC110 -- the transports close in their own time
-                await asyncio.sleep(0.005)
+        await room.close()
         assert room.server.memory.used_bytes == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ class Room:
         self.answer: Callable[[], str | BaseException] = lambda: f"ID{len(self.accepted)}"
         self.is_ready = True
         self.handed_over = 0
+        self._clients: list[Client] = []
         self._gate = asyncio.Event()
         self._gate.set()
         self.server = SmtpServer(self.settings, accept=self.accept, ready=lambda: self.is_ready)
@@ -108,7 +110,20 @@ class Room:
 
     async def connect(self, limit: int = 1 << 20) -> Client:
         host, port = self.server.addresses[0]
-        return Client(*await asyncio.open_connection(host, port, limit=limit))
+        client = Client(*await asyncio.open_connection(host, port, limit=limit))
+        self._clients.append(client)
+        return client
+
+    async def close(self) -> None:
+        """Close the clients and the server."""
+        self.open_gate()
+        for client in self._clients:
+            client.writer.transport.abort()
+        await self.server.close()
+        await self.until(lambda: self.server.statistics.connections == 0)
+        for client in self._clients:
+            with contextlib.suppress(OSError):
+                await client.writer.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what must come to be."""

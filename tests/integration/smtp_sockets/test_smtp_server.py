@@ -107,9 +107,8 @@ async def test_ipv6(start_room: StartRoom) -> None:
         envelope, content = room6.accepted[0]
         assert envelope.client_host == "IPv6:::1"
         assert content.startswith(b"Received: from client.example ([IPv6:::1])\r\n")
-        client.writer.close()
     finally:
-        await room6.server.close()
+        await room6.close()
 
 
 async def test_two_listeners_and_a_failed_start(start_room: StartRoom) -> None:
