@@ -138,6 +138,7 @@ class Delivery:
         for timer in (self._timer, self._lease_timer, *self._probe_timers.values()):
             if timer is not None:
                 timer.cancel()
+        self._reader.close()
         tasks = [*self._workers, *self._tasks]
         for task in tasks:
             task.cancel()

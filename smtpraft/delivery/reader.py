@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 PAGE_MESSAGES: Final = 500
 DUE_AHEAD_MS: Final = 30_000
-SWEEP_EVERY_S: Final = 1.0
+SWEEP_EVERY_S: Final = 1.0  # when there is no room, and only one destination's mail could give way to another's
+SWEEP_BEYOND_MESSAGES: Final = 5000  # so many that find no room end a sweep
 READ_AGAIN_S: Final = 1.0
 
 
@@ -47,6 +48,8 @@ class Reader:
         self._doubted: set[MessageId] = set()
         self._resync = True
         self._swept_at = -SWEEP_EVERY_S
+        self._begin_after: MessageId | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def resync(self) -> None:
         """Everything may have changed: read it all."""
@@ -60,8 +63,22 @@ class Reader:
 
     def consider(self, now_ms: int) -> None:
         """Read on if there is something to read and room for it."""
-        if not self._wanted.is_set() and self._schedule.wants_reading(now_ms):
+        if self._wanted.is_set():
+            return
+        if self._schedule.wants_due(now_ms) or (self._schedule.wants_sweep and self._schedule.has_room):
             self._wanted.set()
+        elif self._schedule.wants_sweep and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(loop.time(), self._swept_at + SWEEP_EVERY_S), self._on_timer)
+
+    def close(self) -> None:
+        """Nothing more will be read."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._wanted.set()
 
     async def run(self) -> None:
         """Read until the node stops."""
@@ -86,32 +103,57 @@ class Reader:
             self._doubted.discard(message)
             self._schedule.reread(message, info, self._client.now_ms())
         if self._resync:
-            await self._sweep()
-        elif self._schedule.backlog_after is not None:
-            loop = asyncio.get_running_loop()
-            await asyncio.sleep(max(0.0, self._swept_at + SWEEP_EVERY_S - loop.time()))
-            self._swept_at = loop.time()
+            await self._read_all()
+        elif self._schedule.wants_sweep and (self._schedule.has_room or self._timer is None):
             await self._sweep()
         if self._schedule.wants_due(self._client.now_ms()):
             await self._read_due()
 
-    async def _sweep(self) -> None:
-        """Read every message of ours from where something was left out."""
-        resync, self._resync = self._resync, False
-        after = self._schedule.begin_sweep()
+    async def _read_all(self) -> None:
+        """Read every message of ours: what we think we own and do not find is not ours any more."""
+        self._resync = False
+        self._schedule.begin_sweep()
         try:
-            while True:
-                page = await self._load(self._client.owned(self._node, after or None, PAGE_MESSAGES))
-                if len(page) < PAGE_MESSAGES:
-                    break
-                after = page[-1].id
-                self._loaded()
+            await self._pages(FROM_THE_START, whole=True)
         except BaseException:
-            self._schedule.leave_out(FROM_THE_START if resync else after)
-            self._resync = self._resync or resync
+            self._schedule.leave_out_after(FROM_THE_START)
+            self._resync = True
             raise
-        if resync and not self._resync:
+        if not self._resync:
             self._schedule.finish_resync()
+
+    async def _sweep(self) -> None:
+        """Read on from where something was left out, until memory is full.
+
+        What is left out again may all be for one slow destination; then the next sweep begins where this one ended, for
+        the sake of the others behind.
+        """
+        self._swept_at = asyncio.get_running_loop().time()
+        before = self._schedule.begin_sweep()
+        start = before if self._begin_after is None else self._begin_after
+        found = self._schedule.found
+        try:
+            end = await self._pages(start, whole=False)
+        finally:
+            if start != before:
+                self._schedule.leave_out_after(before)
+        self._begin_after = end if self._schedule.found == found else None
+
+    async def _pages(self, after: MessageId, *, whole: bool) -> MessageId | None:
+        """Read page by page; return where we stopped, None at the end."""
+        refused = self._schedule.refused
+        while whole or self._schedule.refused - refused < SWEEP_BEYOND_MESSAGES:
+            try:
+                page = await self._load(self._client.owned(self._node, after or None, PAGE_MESSAGES))
+            except BaseException:
+                self._schedule.leave_out_after(after)
+                raise
+            if len(page) < PAGE_MESSAGES:
+                return None
+            after = page[-1].id
+            self._loaded()
+        self._schedule.leave_out_after(after)
+        return after
 
     async def _read_due(self) -> None:
         """Read what waited elsewhere than in memory and is due now, or within half a minute."""

@@ -117,6 +117,10 @@ class Schedule:
         """Messages that are due and not in memory have ids above this; None: there are none."""
         self.unloaded_due_ms: int | None = None
         """No message that waits and is not in memory is due before this; None: there are none."""
+        self.found = 0
+        """Messages taken in since the start."""
+        self.refused = 0
+        """Messages that were due and found no room, or had to give it."""
         self.woken: set[DestinationQueue] = set()
         """Queues that got something due; the caller empties it."""
 
@@ -167,6 +171,7 @@ class Schedule:
                 return
             item = self._items[info.id] = Item(info)
             self.loaded += len(info.recipients)
+            self.found += 1
         elif _older(info, item.info):
             return
         else:
@@ -384,16 +389,20 @@ class Schedule:
 
     # --- Room
 
-    def wants_reading(self, now_ms: int) -> bool:
-        """Is something left out, due, and room for it? A sweep (`backlog_after`) or `due` would bring it in."""
-        if self.backlog_after is not None:
-            if self.loaded * 2 <= self._loaded_max:
-                return True
-            return any(not queue.ready and queue.outage is None for queue in self._left_out)
-        return self.wants_due(now_ms)
+    @property
+    def has_room(self) -> bool:
+        """Is memory at least half empty?"""
+        return self.loaded * 2 <= self._loaded_max
+
+    @property
+    def wants_sweep(self) -> bool:
+        """Is something left out that is due, and room for it, or a destination that could give way to it?"""
+        if self.backlog_after is None:
+            return False
+        return self.has_room or any(not queue.ready and queue.outage is None for queue in self._left_out)
 
     def wants_due(self, now_ms: int) -> bool:
-        """Is a message that waits, and is not in memory, due, and room for it?"""
+        """Is something left out that waited and is now due, and room for it?"""
         return (
             self.unloaded_due_ms is not None
             and self.unloaded_due_ms <= now_ms
@@ -401,18 +410,21 @@ class Schedule:
         )
 
     def begin_sweep(self) -> MessageId:
-        """All pages of `owned` are about to be read, from the id returned; what finds no room is noted anew."""
+        """Pages of `owned` are about to be read, from the id returned; what finds no room is noted anew."""
         after = self.backlog_after
-        assert after is not None
         self.backlog_after = None
         self._left_out.clear()
-        return after
+        return FROM_THE_START if after is None else after
 
-    def leave_out(self, message: MessageId) -> None:
-        """`message` is due and not in memory."""
-        before = id_of_number(number_of(message) - 1) if message else FROM_THE_START
-        if self.backlog_after is None or before < self.backlog_after:
-            self.backlog_after = before
+    def leave_out_after(self, message: MessageId) -> None:
+        """Messages that are due and not in memory may have ids above `message`."""
+        if self.backlog_after is None or message < self.backlog_after:
+            self.backlog_after = message
+
+    def _leave_out(self, info: MessageInfo, queue: DestinationQueue) -> None:
+        self.refused += 1
+        self._left_out.add(queue)
+        self.leave_out_after(id_of_number(number_of(info.id) - 1))
 
     def leave_waiting(self, due_ms: int) -> None:
         """A message that is due at `due_ms` is not in memory."""
@@ -438,8 +450,7 @@ class Schedule:
             self._evict_newest(biggest, needed)
         if self.loaded + needed <= self._loaded_max or not self._items:
             return True
-        self._left_out.add(queue)
-        self.leave_out(info.id)
+        self._leave_out(info, queue)
         return False
 
     def _evict_waiting(self) -> None:
@@ -461,8 +472,7 @@ class Schedule:
             if any(other.state in _HANDS_OFF for other in job.item.jobs):
                 queue.ready.appendleft(job)
                 continue
-            self._left_out.add(queue)
-            self.leave_out(job.item.info.id)
+            self._leave_out(job.item.info, queue)
             self._drop(job.item)
 
 
