@@ -113,27 +113,34 @@ class Daemon:
         self._build()
         try:
             async with contextlib.AsyncExitStack() as parts:
-                await self._start(parts)
-                gc.collect()
-                gc.freeze()  # what is here now stays: later collections need not look at it
-                async with asyncio.TaskGroup() as tasks:
-                    watchers = [
-                        tasks.create_task(self._watch_node(), name="node-watch"),
-                        tasks.create_task(self._watch_quorum(), name="quorum-watch"),
-                        tasks.create_task(self._watch_delivery(), name="delivery-watch"),
-                    ]
-                    await self._stop.wait()
-                    log.info("stopping")
-                    self._arm_deadline(Exit.OK)
-                    for watcher in watchers:
-                        watcher.cancel()
-                    await self._drain()
+                try:
+                    await self._start(parts)
+                    gc.collect()
+                    gc.freeze()  # what is here now stays: later collections need not look at it
+                    await self._run_until_stopped()
+                except BaseException:
+                    self._arm_deadline(Exit.SOFTWARE)
+                    raise
         except BaseExceptionGroup as group:
             error = group.exceptions[0]
             log.error("ended node=%s reason=%s: %s", self.config.node.id, type(error).__name__, error)
             return Exit.SOFTWARE
         log.info("ended node=%s", self.config.node.id)
         return Exit.OK
+
+    async def _run_until_stopped(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            watchers = [
+                tasks.create_task(self._watch_node(), name="node-watch"),
+                tasks.create_task(self._watch_quorum(), name="quorum-watch"),
+                tasks.create_task(self._watch_delivery(), name="delivery-watch"),
+            ]
+            await self._stop.wait()
+            log.info("stopping")
+            self._arm_deadline(Exit.OK)
+            for watcher in watchers:
+                watcher.cancel()
+            await self._drain()
 
     # ---- build and start ----
 
@@ -142,7 +149,8 @@ class Daemon:
         self._data_dir = Path(config.node.data_dir).resolve()
         spool = self._data_dir / "spool"
         try:
-            spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            spool.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CommandError(Exit.CONFIG, f"node.data_dir: cannot use {self._data_dir}: {error.strerror}") from None
         node_id = NodeId(config.node.id)
@@ -234,8 +242,8 @@ class Daemon:
     def _signalled(self, number: int) -> None:
         self._signals += 1
         if self._signals > 1:
-            log.warning("second signal: ending at once")
-            os._exit(Exit.OK)
+            log.warning("second signal=%s: ending at once", signal.Signals(number).name)
+            os._exit(128 + number)
         log.info("signal=%s", signal.Signals(number).name)
         self._stop.set()
 
@@ -273,7 +281,10 @@ async def _explained(setting: str, address: str) -> AsyncIterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise CommandError(Exit.UNAVAILABLE, f"{error.filename}: {error.strerror}") from None
-        reason = error.strerror or str(error)
+        number = error.errno or 0
+        reason = (
+            os.strerror(number) if number > 0 else error.strerror or str(error)
+        )  # loops put sentences into strerror
         raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}") from None
     except DirectoryInUse as error:
         raise CommandError(Exit.UNAVAILABLE, str(error)) from None
