@@ -1,7 +1,7 @@
 """One node with all its parts: built, run together, drained in order.
 
     start   node (recovers, takes part)  →  delivery  →  SMTP listens  →  admin listens
-    stop    /readyz says 503  →  leadership handed over  →  SMTP drains  →  delivery drains  →  node leaves  →  exit 0
+    stop    /readyz says 503  →  leadership handed over  →  SMTP and delivery drain  →  node leaves  →  exit 0
 
 A part that dies takes the node down, and the service manager brings it back clean. A deadline in a thread of its own
 ends the process even if the loop is stuck: a node that stops loses nothing.
@@ -47,8 +47,8 @@ from smtpraft.types import NodeId, parse_node_id
 log = logging.getLogger(__name__)
 
 STOP_S: Final = 15.0  # service managers and the cluster's other nodes wait 20
-SMTP_DRAIN_S: Final = 5.0
-DELIVERY_DRAIN_S: Final = 3.0
+DRAIN_S: Final = 6.0
+LINGER_S: Final = 1.0  # if all nodes stop at once, the others need us for a majority until they have drained too
 NODE_STOP_S: Final = 5.0
 QUORUM_SAMPLE_S: Final = 0.1
 QUORUM_GRACE_S: Final = 3.0  # several elections long: a failover is waited out, a lost majority is not
@@ -191,6 +191,7 @@ class Daemon:
         parts.push_async_callback(self.delivery.close)
         await self.delivery.start()
         parts.push_async_callback(self.smtp.close)
+        self._quorum_seen_at = asyncio.get_running_loop().time()  # a first election is waited out like any other
         async with _explained("smtp.listen", ", ".join(config.smtp.listen)):
             await self.smtp.start()
         parts.push_async_callback(self.admin.stop)
@@ -262,8 +263,9 @@ class Daemon:
         if self.node.is_leader and self.config.cluster.peers:
             with contextlib.suppress(SmtpRaftError):
                 await self.node.transfer_leadership()  # first, so that the messages under way commit without a pause
-        await self.smtp.drain(SMTP_DRAIN_S)
-        await self.delivery.drain(DELIVERY_DRAIN_S)
+        await asyncio.gather(self.delivery.drain(DRAIN_S), self.smtp.drain(DRAIN_S))
+        if self.config.cluster.peers:
+            await asyncio.sleep(LINGER_S)
 
     async def _stop_node(self) -> None:
         try:
