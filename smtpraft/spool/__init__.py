@@ -1,1 +1,56 @@
-"""The replicated mail queue: commands, the SQLite state machine, message bodies, and a typed client."""
+"""The replicated mail queue: commands, the SQLite state machine, message bodies, and a typed client.
+
+`SpoolMachine` is what a `cluster.Node` runs, `SpoolClient` what everybody else talks to; the words they use are in
+`smtpraft.spool.types`.
+"""
+
+from __future__ import annotations
+
+from smtpraft.spool.client import Replicator, SpoolClient
+from smtpraft.spool.errors import SpoolFull, SpoolNewer, SpoolUnusable
+from smtpraft.spool.machine import SpoolMachine
+from smtpraft.spool.types import (
+    Changes,
+    EndedMessage,
+    Envelope,
+    MessageId,
+    MessageInfo,
+    MessageNotFound,
+    Outcome,
+    Recipient,
+    RecipientState,
+    Result,
+    deferred,
+    delivered,
+    expired,
+    failed,
+    index_of,
+    message_id,
+    parse_message_id,
+)
+
+__all__ = [
+    "Changes",
+    "EndedMessage",
+    "Envelope",
+    "MessageId",
+    "MessageInfo",
+    "MessageNotFound",
+    "Outcome",
+    "Recipient",
+    "RecipientState",
+    "Replicator",
+    "Result",
+    "SpoolClient",
+    "SpoolFull",
+    "SpoolMachine",
+    "SpoolNewer",
+    "SpoolUnusable",
+    "deferred",
+    "delivered",
+    "expired",
+    "failed",
+    "index_of",
+    "message_id",
+    "parse_message_id",
+]

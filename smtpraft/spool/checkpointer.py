@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, cast
 
 import apsw
 
@@ -30,6 +30,7 @@ class Checkpointer:
         self._connection: apsw.Connection | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._running = False
+        self._moved_at = 0  # pages in the log when the last move began
         self._failure: apsw.Error | None = None
 
     def open(self) -> None:
@@ -56,8 +57,11 @@ class Checkpointer:
         """
         if self._failure is not None:
             raise self._failure
-        if pages < PAGES_MIN or self._running:
+        if pages < self._moved_at:
+            self._moved_at = 0  # SQLite began its log anew
+        if self._running or pages - self._moved_at < PAGES_MIN:
             return False
+        self._moved_at = pages
         if pages >= PAGES_MAX:
             return True
         assert self._executor is not None, "the checkpointer is open"
@@ -69,7 +73,7 @@ class Checkpointer:
         try:
             assert self._connection is not None
             for _ in range(PASSES):
-                pages, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                pages, moved = move_pages(self._connection)
                 if moved >= pages:
                     break
         except (apsw.BusyError, apsw.FullError) as error:
@@ -78,3 +82,10 @@ class Checkpointer:
             self._failure = error
         finally:
             self._running = False
+
+
+def move_pages(connection: apsw.Connection) -> tuple[int, int]:
+    """Move pages as far as nobody has to wait for it; return (pages in the log, of these moved)."""
+    # As SQL: the method of the connection keeps the interpreter lock for as long as the disk takes.
+    [(_, pages, moved)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    return cast(int, pages), cast(int, moved)

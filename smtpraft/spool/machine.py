@@ -169,7 +169,7 @@ class SpoolMachine:
     def checkpoint(self) -> int:
         """Make what was applied survive power loss; return its index."""
         if self._synced_index != self._applied_index:
-            self._store.sync(self._applied_index)
+            self._store.sync()
             self._synced_index = self._applied_index
         return self._applied_index
 
@@ -193,8 +193,9 @@ class SpoolMachine:
             self._queue.copied_index = parts[end - 1].number >> ORDINAL_BITS
             at = end
             copied_bytes += size
-        with self._store.transaction(synced=True):
+        with self._store.transaction():
             self._store.set_copied(to_index)
+        self._store.sync()
         self._queue.copied_index = to_index
         log.info("bodies copied to_index=%d parts=%d bytes=%d", to_index, len(parts), copied_bytes)
 

@@ -1,5 +1,5 @@
--- The replicated mail queue, format 1. Every node has the same rows in all tables but `bodies` and the two
--- columns of `meta` that say so. A message's id is `log index << 12 | ordinal`: see types.py.
+-- The replicated mail queue, format 1. Every node has the same rows in all tables but `bodies` and the last
+-- two columns of `meta`. A message's id is `log index << 12 | ordinal`: see types.py.
 
 CREATE TABLE meta (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -11,7 +11,7 @@ CREATE TABLE meta (
     counters TEXT NOT NULL,         -- JSON: what the queue holds and has seen
     notes BLOB NOT NULL,            -- the cluster's own, kept for it in the same transaction
     copied_index INTEGER NOT NULL,  -- this node's own: living bodies in entries up to here are in `bodies`
-    synced_index INTEGER NOT NULL   -- this node's own: applied_index at the last sync
+    syncs INTEGER NOT NULL          -- this node's own: how often everything was synced
 ) STRICT;
 
 INSERT INTO meta VALUES (1, 0, 0, zeroblob(32), 0, zeroblob(32), '{}', x'', 0, 0);

@@ -20,6 +20,7 @@ from typing import Final, cast
 import apsw
 import msgspec
 
+from smtpraft.spool.checkpointer import move_pages
 from smtpraft.spool.commands import STATE_NUMBERS, STATES
 from smtpraft.spool.errors import SpoolNewer, SpoolUnusable
 from smtpraft.spool.message import Message
@@ -170,33 +171,32 @@ class Store:
             self._cursor.execute("ROLLBACK")
 
     @contextlib.contextmanager
-    def transaction(self, *, synced: bool = False) -> Iterator[None]:
-        """Run one transaction; `synced`: it and all before it survive power loss when it is done."""
-        if synced:
-            self._cursor.execute("PRAGMA synchronous = FULL")
+    def transaction(self) -> Iterator[None]:
+        self.begin()
         try:
-            self.begin()
-            try:
-                yield
-                self.commit()
-            except BaseException:
-                self.rollback()
-                raise
-        finally:
-            if synced:
-                self._cursor.execute("PRAGMA synchronous = NORMAL")
+            yield
+            self.commit()
+        except BaseException:
+            self.rollback()
+            raise
 
-    def sync(self, applied_index: int) -> None:
-        """Make everything committed survive power loss. A FULL commit syncs the WAL, and all commits before it with
-        it."""
-        with self.transaction(synced=True):
-            self._cursor.execute("UPDATE meta SET synced_index = ?", (applied_index,))
+    def sync(self) -> None:
+        """Make everything committed survive power loss: a FULL commit syncs the WAL, with all that is in it.
+
+        It must change something. A transaction that writes what is there already writes no page, and syncs nothing.
+        """
+        self._cursor.execute("PRAGMA synchronous = FULL")
+        try:
+            with self.transaction():
+                self._cursor.execute("UPDATE meta SET syncs = syncs + 1")
+        finally:
+            self._cursor.execute("PRAGMA synchronous = NORMAL")
 
     def checkpoint(self) -> None:
         """Move the WAL's pages into the file as far as readers allow, here and now."""
         assert self._connection is not None
         with contextlib.suppress(apsw.BusyError, apsw.FullError):
-            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            move_pages(self._connection)
 
     def set_meta(
         self, applied_index: int, stamp_ms: int, digest: bytes, point: tuple[int, bytes], counters: str, notes: bytes

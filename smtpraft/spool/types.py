@@ -107,7 +107,7 @@ def parse_message_id(text: str) -> MessageId:
     return MessageId(message)
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """Who a message is from and for, and where we had it from. `sender` is "" for the null reverse-path `<>`."""
 
     sender: str
@@ -135,7 +135,7 @@ class RecipientState(enum.StrEnum):
         return self not in (RecipientState.QUEUED, RecipientState.DEFERRED)
 
 
-class Recipient(msgspec.Struct, frozen=True):
+class Recipient(msgspec.Struct, frozen=True, gc=False):
     """One recipient of a queued message. `ordinal` is its place in the envelope, and its name in an `Outcome`."""
 
     ordinal: int
@@ -151,7 +151,7 @@ class Recipient(msgspec.Struct, frozen=True):
     last_reply: str = ""
 
 
-class BodyPart(msgspec.Struct, frozen=True):
+class BodyPart(msgspec.Struct, frozen=True, gc=False):
     """Where a part of a body is: `length` bytes at `offset` of the command in the entry `number >> 12`.
 
     `number` is also the key of the copy that the spool keeps once the log has forgotten that entry.
@@ -162,7 +162,7 @@ class BodyPart(msgspec.Struct, frozen=True):
     length: int
 
 
-class MessageInfo(msgspec.Struct, frozen=True):
+class MessageInfo(msgspec.Struct, frozen=True, gc=False):
     """A queued message, complete but for its bytes: enough to deliver it without another query."""
 
     id: MessageId
@@ -204,7 +204,7 @@ class MessageInfo(msgspec.Struct, frozen=True):
         return "deferred" if self.next_attempt_ms else "queued"
 
 
-class Result(msgspec.Struct, frozen=True):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """What became of one attempt at one recipient. Made by `delivered`, `deferred`, `failed` and `expired` below.
 
     `attempt` is the number of the attempt, from 1. It makes a report that is repeated after an unknown outcome
@@ -240,7 +240,7 @@ def expired(recipient: Recipient, reply: str = "", status: str = "4.4.7") -> Res
     return Result(recipient.ordinal, recipient.attempts + 1, RecipientState.EXPIRED, 0, status, reply)
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What one session made of one message: results for some of its recipients, all or nothing.
 
     It counts only if `epoch` is the message's epoch, the reporter its owner, and every recipient named still open with
@@ -256,7 +256,7 @@ class Outcome(msgspec.Struct, frozen=True):
     bounce_smtputf8: bool = False
 
 
-class EndedMessage(msgspec.Struct, frozen=True):
+class EndedMessage(msgspec.Struct, frozen=True, gc=False):
     """A message that left the queue: the tracing record of one of the last 10,000."""
 
     id: MessageId
@@ -273,7 +273,7 @@ class EndedMessage(msgspec.Struct, frozen=True):
     recipients: tuple[Recipient, ...]
 
 
-class Changes(msgspec.Struct, frozen=True):
+class Changes(msgspec.Struct, frozen=True, gc=False):
     """What one applied batch means for the delivery on this node: all of it is about messages that are or were its own.
 
     Order of application: if `resync` is set, forget everything and read `SpoolClient.owned` again: too much changed to
