@@ -21,7 +21,8 @@ class WalCorrupt(Fatal):
         lost = f"entries {lost_first} to {lost_last} are lost" if lost_first <= lost_last else "no entries are lost"
         super().__init__(
             f"{file}, offset {offset}: {reason}; {lost}. This was synced before, so it is no torn write. Keep the "
-            "directory for examination, and let the node join the cluster anew with an empty one"
+            "directory for examination. Do not start this node with an empty one: it may have acknowledged what it "
+            "would no longer have. Replace it by a new member with another id"
         )
 
 

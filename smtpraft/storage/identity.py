@@ -66,7 +66,7 @@ def claim(disk: Disk, directory: str, *, cluster_id: bytes, node_id: str, electi
         if LOG_DIRECTORY in names:
             raise IdentityMismatch(
                 f"{directory} holds a log but no {IDENTITY_FILE}: nobody can tell whose it is. Restore the file, or "
-                "let the node join anew with an empty directory"
+                "replace this node by a new member with another id"
             )
         _write(disk, directory, names, json.dumps(wanted).encode())
         return
@@ -80,7 +80,7 @@ def claim(disk: Disk, directory: str, *, cluster_id: bytes, node_id: str, electi
     finally:
         file.close()
     if not isinstance(found, dict) or not isinstance(found.get("format"), int):
-        raise IdentityMismatch(f"{path} is damaged; restore it, or let the node join anew with an empty directory")
+        raise IdentityMismatch(f"{path} is damaged; restore it, or replace this node by a new member with another id")
     if found["format"] != IDENTITY_FORMAT:
         raise IdentityMismatch(f"{path} has format {found['format']}; this program knows {IDENTITY_FORMAT}")
     _compare(path, found, wanted)

@@ -110,6 +110,7 @@ def replay(
         if state.floor == floor:
             return state
         # The batch that said so lies in the torn tail. So nothing was recycled on its word, and nothing may be.
+        assert state.floor < floor
         _close(segments)
         floor = state.floor
 

@@ -175,7 +175,7 @@ class SimulatedDisk:
         self._change(path, {posixpath.basename(path): inode})
         return SimulatedFile(self, path, inode)
 
-    def allocate_zeroed(self, file: File, size_bytes: int) -> None:
+    def allocate_zeroed(self, file: File, size_bytes: int, *, gently: bool = False) -> None:
         file.pwritev([bytes(size_bytes)], 0)
         file.sync()
 

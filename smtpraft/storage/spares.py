@@ -100,7 +100,7 @@ class SparePool:
         with self._changed:
             self._ready.insert(0, name)
 
-    def make(self, size_bytes: int) -> str:
+    def make(self, size_bytes: int, *, gently: bool = False) -> str:
         """Make a file of zeros and return its name, which is still that of an unfinished one.
 
         Raises:
@@ -113,7 +113,7 @@ class SparePool:
         try:
             file = self._disk.create(path)
             try:
-                self._disk.allocate_zeroed(file, size_bytes)
+                self._disk.allocate_zeroed(file, size_bytes, gently=gently)
             except OSError:
                 with suppress(OSError):
                     self._disk.unlink(path)
@@ -134,7 +134,7 @@ class SparePool:
             self._making = True
         name = None
         try:
-            unfinished = self.make(self._size_bytes)
+            unfinished = self.make(self._size_bytes, gently=True)
             spare = unfinished.replace(".tmp", ".spare")
             self._disk.rename(f"{self._directory}/{unfinished}", f"{self._directory}/{spare}")
             self._disk.sync_directory(self._directory)

@@ -7,6 +7,8 @@ went on after a recovery keeps all of this.
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpraft.fastlog import ENTRY_NORMAL, Log, encode_entries
-from smtpraft.storage import HardState, Wal, WalCorrupt
+from smtpraft.storage import HardState, Wal, WalCorrupt, WalFailed, WalFull
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 
 CLUSTER = b"0123456789abcdef"
@@ -111,6 +113,14 @@ def cut_before(number: int) -> Callable[[Operation], None]:
     def hook(operation: Operation) -> None:
         if operation.number >= number:
             raise PowerCut
+
+    return hook
+
+
+def fail_at(number: int, code: int) -> Callable[[Operation], None]:
+    def hook(operation: Operation) -> None:
+        if operation.number == number:
+            raise OSError(code, os.strerror(code), operation.path)
 
     return hook
 
@@ -286,6 +296,26 @@ def test_what_a_killed_process_left_in_memory_is_durable_once_it_is_recovered(na
         second = life.after(life.disk, number)
         second.wal = wal
         second.write([100])
+        check_recovered(second, images(life.disk, 0))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_error_anywhere_loses_nothing_acknowledged(name: str, code: int) -> None:
+    """One operation fails, once; the process ends; whatever it had answered is there, for it and after a power cut."""
+    for number in range(1, operations_of(SCRIPTS[name]) + 1):
+        life = Life(SimulatedDisk(1))
+        life.disk.hook = fail_at(number, code)
+        with suppress(OSError, WalFailed, WalFull):
+            SCRIPTS[name](life)
+        assert life.disk.operations >= number
+        life.disk.hook = None
+        check_recovered(life, images(life.disk, 1))
+        log = Log()
+        wal, hard_state = open_log(life.disk, log)
+        second = life.after(life.disk, life.check(log, hard_state))
+        second.wal = wal
+        second.write([100, 40000])
         check_recovered(second, images(life.disk, 0))
 
 
