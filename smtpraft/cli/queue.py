@@ -14,7 +14,6 @@ from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.output import print_json, print_rows, printable
 
 _HEADER: Final = "-Queue ID-    --Size-- ----Arrival Time---- -Sender/Recipient-------"
-_MARKS: Final = {"active": "*", "held": "!"}
 _OPEN: Final = ("queued", "deferred")
 _DONE: Final = {
     "delete": "Deleted",
@@ -62,7 +61,7 @@ def _print_postqueue(messages: Iterable[Json]) -> None:
         count += 1
         size = message["size_bytes"]
         size_bytes += size if isinstance(size, int) else 0
-        name = f"{message['id']}{_MARKS.get(str(message['state']), '')}"
+        name = f"{message['id']}{'!' if message['state'] == 'held' else ''}"
         sender = printable(str(message["sender"])) or "MAILER-DAEMON"
         print(f"{name:<13} {size:>8} {_when(message['arrival_time'], '%a %b %e %H:%M:%S'):<20} {sender}")
         for recipient in _list(message, "recipients"):
