@@ -278,7 +278,7 @@ class SpoolClient:
         return await self._read(self._machine.reader.owned, node, number_of(after) if after else 0, limit)
 
     async def due(self, node: NodeId, until_ms: int, limit: int) -> list[MessageInfo]:
-        """Return up to `limit` (at most 500) deferred, not held messages of `node` due by `until_ms`, soonest first."""
+        """Return up to `limit` deferred, not held messages of `node` due by `until_ms`, soonest first."""
         return await self._read(self._machine.reader.due, node, until_ms, limit)
 
     async def _read(self, query: Callable[..., _T], *arguments: object) -> _T:

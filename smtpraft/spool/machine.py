@@ -59,6 +59,8 @@ class SpoolMachine:
         self._digest = RollingDigest(0, bytes(32), 0, bytes(32))
         self._applied_index = 0
         self._synced_index = 0
+        self._synced_copies = 0  # copies of bodies in entries up to here are synced
+        self._copied = True  # the last compaction found room for all it had to copy
         self._clock = (0, monotonic())  # stamp last applied, and when that was
         self._counters_json = b"{}"
 
@@ -127,8 +129,9 @@ class SpoolMachine:
         self._counters_json = counters_json
         self._clock = (stamp_ms, self._monotonic())
         changes = self._queue.take_changes(applied_index)
-        if changes is not None and self.on_changes is not None:
-            self.on_changes(changes)
+        tell = self.on_changes
+        if changes is not None and tell is not None:
+            tell(changes)
         return results
 
     def _apply_each(self, items: Sequence[Item]) -> tuple[list[object], list[int], list[bytes], int]:
@@ -167,36 +170,53 @@ class SpoolMachine:
         self._restore()
 
     def checkpoint(self) -> int:
-        """Make what was applied survive power loss; return its index."""
-        if self._synced_index != self._applied_index:
-            self._store.sync()
-            self._synced_index = self._applied_index
-        return self._applied_index
+        """Make what was applied survive power loss; return the index up to which the log may be cut.
+
+        On a full disk that is less than what was applied, and nothing else is wrong.
+        """
+        if (self._synced_index, self._synced_copies) != (self._applied_index, self._queue.copied_index):
+            try:
+                self._sync()
+            except apsw.FullError as error:
+                log.warning("spool not synced: no room path=%s error=%s", self._path, error)
+        return self._synced_index if self._copied else min(self._synced_index, self._synced_copies)
+
+    def _sync(self) -> None:
+        self._store.sync()
+        self._synced_index, self._synced_copies = self._applied_index, self._queue.copied_index
 
     def before_compaction(self, to_index: int) -> None:
         """Copy the living bodies whose entries are not above `to_index` into the database, and sync the copies.
 
         Transactions of about 4 MiB: a crash between two of them repeats little. Entries copied before are not read
-        again.
+        again. If there is no room for all, `checkpoint` will say how far it went.
         """
         assert to_index <= self._applied_index, f"compaction to {to_index}, applied {self._applied_index}"
-        if to_index <= self._queue.copied_index:
-            return
+        try:
+            if to_index > self._queue.copied_index:
+                self._copy_up_to(to_index)
+            self._copied = True
+        except apsw.FullError as error:
+            self._copied = False
+            log.warning("bodies not copied: no room path=%s error=%s", self._path, error)
+
+    def _copy_up_to(self, to_index: int) -> None:
         parts = self._store.parts_between(self._queue.copied_index, to_index)
         at = 0
         copied_bytes = 0
         while at < len(parts):
             end, size = _group(parts, at)
+            last_index = parts[end - 1].number >> ORDINAL_BITS
             with self._store.transaction():
                 self._copy(parts[at:end])
-                self._store.set_copied(parts[end - 1].number >> ORDINAL_BITS)
-            self._queue.copied_index = parts[end - 1].number >> ORDINAL_BITS
+                self._store.set_copied(last_index)
+            self._queue.copied_index = last_index
             at = end
             copied_bytes += size
         with self._store.transaction():
             self._store.set_copied(to_index)
-        self._store.sync()
         self._queue.copied_index = to_index
+        self._sync()
         log.info("bodies copied to_index=%d parts=%d bytes=%d", to_index, len(parts), copied_bytes)
 
     def _copy(self, parts: Sequence[BodyPart]) -> None:

@@ -64,10 +64,20 @@ class Reader:
 
     def due(self, node: str, until_ms: int, limit: int) -> list[MessageInfo]:
         """Return up to `limit` deferred, not held messages of `node` that are due by `until_ms`, soonest first."""
-        return self._read(
-            "owner = ? AND due_ms > 0 AND due_ms <= ? AND held = 0 ORDER BY due_ms, id LIMIT ?",
-            (node, until_ms, min(limit, PAGE_MESSAGES)),
-        )[0]
+        found: list[MessageInfo] = []
+        after = (0, 0)
+        while len(found) < limit:
+            size = min(limit - len(found), PAGE_MESSAGES)
+            page, last = self._read(
+                "owner = ? AND due_ms > 0 AND due_ms <= ? AND (due_ms, id) > (?, ?) AND held = 0"
+                " ORDER BY due_ms, id LIMIT ?",
+                (node, until_ms, *after, size),
+            )
+            found += page
+            if len(page) < size:
+                break
+            after = page[-1].next_attempt_ms, last
+        return found
 
     def get(self, number: int) -> MessageInfo | None:
         """Return a message, or None."""

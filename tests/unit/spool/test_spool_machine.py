@@ -514,6 +514,31 @@ def test_pages_are_in_order_and_complete(bench: Bench, monkeypatch: pytest.Monke
     assert [info.id for info in reader.owned(B, 0, 4)] == messages[1:9:2]
 
 
+def test_what_is_due_is_complete_and_soonest_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when many are due at the same millisecond, as after an outage of their destination."""
+    monkeypatch.setattr("smtpraft.spool.reader.PAGE_MESSAGES", 3)
+    messages = [bench.accept() for _ in range(11)]
+    bench.journal.stamp = START_MS
+    for number, message in enumerate(messages):
+        bench.journal.stamp = START_MS
+        bench.outcome(message, deferred(first(bench, message), 5000 if number < 7 else 1000, "451"))
+    reader = bench.machine.reader
+    assert [info.id for info in reader.due(A, 2**62, 100)] == messages[7:] + messages[:7]
+    assert [info.id for info in reader.due(A, 2**62, 6)] == messages[7:] + messages[:2]
+
+
+def test_queries_use_their_indexes(bench: Bench) -> None:
+    connection = bench.machine._store._connection
+    assert connection is not None
+    due = (
+        "EXPLAIN QUERY PLAN SELECT id FROM messages WHERE owner = ? AND due_ms > 0 AND due_ms <= ?"
+        " AND (due_ms, id) > (?, ?) AND held = 0 ORDER BY due_ms, id LIMIT ?"
+    )
+    plan = [str(row[3]) for row in connection.execute(due, ("a", 1, 0, 0, 1))]
+    assert len(plan) == 1, "no sorting"
+    assert "messages_due" in plan[0]
+
+
 def test_a_queue_of_a_hundred_thousand_is_listed_in_pages(bench: Bench) -> None:
     data = commands.encode_accept(ENVELOPE, [b"x"])
     for _ in range(10):

@@ -168,3 +168,50 @@ def test_sqlites_own_log_stays_bounded(tmp_path: Path, monkeypatch: pytest.Monke
             bench.queue()
     assert 50 <= most < 3000, "10,000 pages were written"
     bench.machine.close()
+
+
+def limit_pages(bench: Bench, spare: int | None) -> None:
+    connection = bench.machine._store._connection
+    assert connection is not None
+    pages = connection.execute("PRAGMA page_count").fetchall()[0][0]
+    assert isinstance(pages, int)
+    connection.execute(f"PRAGMA max_page_count = {2**30 if spare is None else pages + spare}").fetchall()
+
+
+def sync_count(bench: Bench) -> int:
+    assert bench.machine._store._connection is not None
+    count = bench.machine._store._connection.execute("SELECT syncs FROM meta").fetchall()[0][0]
+    assert isinstance(count, int)
+    return count
+
+
+def test_without_room_for_the_copies_the_log_is_not_cut(bench: Bench) -> None:
+    """D9: a full disk stops no node. What the log still has, it keeps; the next compaction goes on from there."""
+    for _ in range(5):
+        bench.accept(body=bytes(3 * 1024 * 1024))
+    limit_pages(bench, 1600)  # 6.4 MB: room for two of them, which are one transaction
+    assert bench.machine.checkpoint() == 5
+    bench.machine.before_compaction(5)
+    syncs = sync_count(bench)
+    assert bench.machine.checkpoint() == 2
+    assert sync_count(bench) == syncs + 1, "the copies are synced too"
+    bench.accept()
+    assert bench.machine.checkpoint() == 2
+    limit_pages(bench, None)
+    bench.machine.before_compaction(4)
+    assert bench.machine.checkpoint() == 6
+    copies = bench.machine.reader.bodies([part for info in bench.queue() for part in info.parts])
+    assert sorted(number >> 12 for number in copies) == [1, 2, 3, 4]
+
+
+def test_without_room_nothing_more_is_vouched_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise apsw.FullError("on purpose")
+
+    bench.accept()
+    assert bench.machine.checkpoint() == 1
+    bench.accept()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.machine._store, "sync", full)
+        assert bench.machine.checkpoint() == 1
+    assert bench.machine.checkpoint() == 2
