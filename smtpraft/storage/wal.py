@@ -102,7 +102,7 @@ class Wal:
         self._crc = 0
         self._last_term = 0
         self._floor = 1
-        self._marked = 0  # the last batch that need not be vouched for by one more at closing
+        self._marked = 0  # the last mark: a batch that holds nothing, and need not be vouched for
 
         # Under the index lock, which is never held during I/O.
         self._index_changed = Condition()
@@ -310,16 +310,24 @@ class Wal:
         self.stats.batches += 1
         self.stats.bytes_written += size_bytes
 
-    def _mark(self, *, may_roll: bool) -> bool:
-        """Write and sync a batch that holds nothing new, to vouch for those before it and to state the floor."""
+    def vouch(self) -> None:
+        """Write, without a sync, that the last batch was synced, unless that is written already. For idle moments.
+
+        Else a last batch that is damaged while nothing follows it would be taken for a torn one.
+
+        Raises:
+            WalFailed: the disk failed now.
+        """
+        with self._write_lock:
+            if self._failure is None and not self._closed and self._durable == self._number:
+                self._vouch()
+
+    def _vouch(self) -> None:
         segment = self._segments[-1]
-        fits = segment.end_offset + MARK_BYTES <= segment.header.size_bytes
-        if not fits and not may_roll:
-            return False
-        self._write((), 0, 0, self._hard_state, reserve_bytes=0)
-        self._sync()
-        self._marked = self._number
-        return True
+        fits = segment.end_offset + 2 * MARK_BYTES <= segment.header.size_bytes
+        if self._marked != self._number and fits:
+            self._write((), 0, 0, self._hard_state)
+            self._marked = self._number
 
     def _sync(self) -> None:
         """Make all batches so far durable. Those in older segments are: no segment begins before."""
@@ -444,7 +452,7 @@ class Wal:
         The caller vouches that it never needs these entries again, not after a power loss either.
 
         Raises:
-            WalFull, WalFailed, Stopped: as `write`.
+            WalFailed, Stopped: as `write`.
         """
         with self._write_lock:
             self._check_usable()
@@ -455,10 +463,13 @@ class Wal:
             self._floor = self._segments[count].header.sequence
             try:
                 # The floor first, durably: segments vanish one by one, and one that is missing must not look like loss.
-                self._mark(may_roll=True)
-            except WalFull:
+                self._write((), 0, 0, self._hard_state, reserve_bytes=0)
+            except WalFull as error:  # The mark of the last compaction took the reserve, and nothing was written since.
                 self._floor = floor
-                raise
+                log.warning("compaction put off error=%s", error)
+                return self._index.first_index
+            self._sync()
+            self._marked = self._number
             with self._index_changed:
                 dropped = self._segments[:count]
                 del self._segments[:count]
@@ -524,8 +535,12 @@ class Wal:
                 return
             self._closed = True
             try:
-                if self._failure is None and self._marked != self._number:
-                    self._mark(may_roll=False)
+                if self._failure is None:
+                    if self._durable < self._number:
+                        self._sync()
+                    self._vouch()
+                    if self._durable < self._number:
+                        self._sync()
             finally:
                 self._spares.close()
                 self._release(self._segments)

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024  # Gather no more than this: at 1 GB/s a sync of 4 MiB takes 4 ms already.
 FULL_RETRY_S: Final = 0.25
+VOUCH_AFTER_S: Final = 0.5  # With nothing to write for so long, note that the last batch was synced.
 
 Done = Callable[[], None]
 
@@ -105,7 +106,8 @@ class WalWriter:
     ) -> None:
         """Have entries and hard state written, as `Wal.write`; `done` is run when they are, and durable if `sync`.
 
-        Everything is done in the order of submission. After a failure nothing is.
+        Everything is done in the order of submission; with neither entries nor hard state nor sync, that is all a
+        submission does. After a failure nothing is done any more.
 
         Raises:
             Stopped: the writer is closed.
@@ -142,11 +144,10 @@ class WalWriter:
 
     def _gather(self) -> list[_Item]:
         """Return what can go out as one batch, waiting for the first of it; nothing when closed."""
+        if not self._wait(VOUCH_AFTER_S):
+            self._wal.vouch()
+            self._wait(None)
         with self._changed:
-            while not self._items:
-                if self._closing:
-                    return []
-                self._changed.wait()
             group: list[_Item] = []
             last_index = size_bytes = 0
             for item in self._items:
@@ -159,6 +160,11 @@ class WalWriter:
                     size_bytes += item.size_bytes
                 group.append(item)
             return group
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        """Wait until there is something to write, or none is to come; False if the time runs out first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items) or self._closing, timeout_s)
 
     def _write(self, group: list[_Item]) -> bool:
         """Write a group as one batch; False if it cannot be and the writer is closed."""
@@ -173,6 +179,8 @@ class WalWriter:
                 last_index = item.last_index
             hard_state = item.hard_state or hard_state
             sync = sync or item.sync
+        if not spans and hard_state is None and not sync:
+            return True  # Only the order was wanted.
         while True:
             try:
                 self._wal.write(spans, first_index, last_index, hard_state, sync)

@@ -351,7 +351,9 @@ def random_step(life: Life, draw: random.Random) -> None:
     commit = life.states[-1].hard_state.commit
     match draw.randrange(12):
         case 0:
+            assert life.wal is not None
             life.prepare()
+            life.wal.vouch()
         case 1:
             life.compact(draw.randrange(commit + 1))
         case 2 | 3:

@@ -174,6 +174,33 @@ def test_damage_to_the_last_batch_is_known_after_a_clean_end() -> None:
     assert refuse(disk).lost_last == 3
 
 
+def test_damage_to_the_last_batch_is_known_once_it_has_been_vouched_for() -> None:
+    disk = SimulatedDisk()
+    wal, _ = open_wal(disk)
+    wal.write([entry(1)], 1, 1, HardState(1), False)
+    for _ in range(2):
+        wal.vouch()
+    assert wal.stats.batches == 1, "it is not synced"
+    wal.write([entry(2)], 2, 2, HardState(1))
+    for _ in range(2):
+        wal.vouch()
+    assert wal.stats.batches == 3
+    disk = disk.copy()
+    disk.flip(segments(disk)[0], (2 * PAGE + 160) * 8)
+    assert refuse(disk).lost_last == 2
+
+
+def test_a_clean_end_vouches_for_what_nobody_asked_to_sync() -> None:
+    disk = SimulatedDisk()
+    wal, _ = open_wal(disk)
+    wal.write([entry(1)], 1, 1, HardState(1), False)
+    wal.close()
+    disk = disk.crash(Outcome.NOTHING)
+    assert open_wal(disk.copy())[1].last_index == 1
+    disk.flip(segments(disk)[0], (PAGE + 160) * 8)
+    assert refuse(disk).lost_last == 1
+
+
 def test_damage_to_several_batches_names_all_that_is_lost() -> None:
     disk = written(10, 10, 10, 10, 10)
     disk.damage(segments(disk)[0], 2 * PAGE, bytes(2 * PAGE))

@@ -162,6 +162,29 @@ def test_a_batch_is_bounded() -> None:
     assert bench.writer.pending_bytes == 0
 
 
+def test_a_submission_of_nothing_keeps_its_place_and_costs_no_write() -> None:
+    bench = Bench()
+    bench.submit(b"a")
+    bench.wait(lambda: bench.done == [1])
+    bench.submit(sync=False)
+    bench.wait(lambda: bench.done == [1, 2])
+    assert bench.operations == ["write", "sync"]
+    bench.writer.close()
+
+
+def test_an_idle_writer_vouches_for_the_last_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpraft.storage.writer.VOUCH_AFTER_S", 0.02)
+    bench = Bench()
+    bench.submit(b"a")
+    assert eventually(lambda: bench.operations[-1:] == ["write"] and bench.wal.stats.batches == 2)
+    threading.Event().wait(0.1)
+    assert bench.operations == ["write", "sync", "write"]
+    bench.submit(b"b")
+    bench.wait(lambda: bench.done == [1, 2])
+    bench.writer.close()
+    assert bench.recovered().last_index == 2
+
+
 def test_the_age_of_the_oldest_tells_of_a_disk_that_hangs() -> None:
     bench = Bench()
     assert bench.writer.oldest_unsynced_age_s() == 0.0
