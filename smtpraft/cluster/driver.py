@@ -309,7 +309,7 @@ class Driver:
         if core.role is Role.LEADER:
             # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
             fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self._contact_window_s
-            payloads = self.proposals.take(now) if fresh else []
+            payloads = self.proposals.take(now, core.term) if fresh else []
             if self._forwarded:
                 payloads.extend(payload for _, payload in self._forwarded)
                 self._forwarded.clear()
@@ -475,7 +475,7 @@ class Driver:
             return
         for node, session in beats.granter.expired(beats.sessions, self.id, now):
             live = beats.granter.live(beats.sessions, self.id, now)
-            self.proposals.propose_down(session, envelope.encode_down(session, live))
+            self.proposals.propose_down(session, envelope.encode_down(session, live), self.core.term)
             log.debug("lease expired node=%s session=%d", node, session)
 
     def _judge_disk(self) -> None:

@@ -42,6 +42,15 @@ class Proposal:
     retry_s: float = RETRY_FIRST_S
 
 
+@dataclass(slots=True)
+class _Down:
+    """That a session ends. `term` is the one in which this node led and judged so; 0 if it ends its own."""
+
+    payload: bytes
+    term: int
+    retry_at: float = 0.0
+
+
 class Proposals:
     """The proposals of one node, in order."""
 
@@ -57,7 +66,7 @@ class Proposals:
         self._nonce = secrets.token_bytes(envelope.NONCE_BYTES)
         self._open_at = 0.0
         self._wanted = False
-        self._down: dict[int, tuple[float, bytes]] = {}
+        self._down: dict[int, _Down] = {}
         self.session = 0
         """This node's open session as far as it has applied the log; 0 if none."""
 
@@ -95,17 +104,22 @@ class Proposals:
         """Ask for no further session: this node is leaving."""
         self._wanted = False
 
-    def take(self, now: float) -> list[bytes]:
-        """Return payloads to propose now, oldest first and bounded in bytes; empty if there are none."""
+    def take(self, now: float, leading_term: int = 0) -> list[bytes]:
+        """Return payloads to propose now, oldest first and bounded in bytes; empty if there are none.
+
+        `leading_term` is the term that this node leads in, 0 if another node leads.
+        """
         payloads: list[bytes] = []
         size_bytes = 0
         if self._wanted and not self.session and now >= self._open_at:
             self._open_at = now + OPEN_RETRY_S
             payloads.append(envelope.encode_open(self._nonce, self._node))
-        for session, (retry_at, payload) in self._down.items():
-            if now >= retry_at:
-                self._down[session] = (now + OPEN_RETRY_S, payload)
-                payloads.append(payload)
+        for down in self._down.values():
+            # A leader that stood still judges by what it knew before. When it wakes it may hear of its successor before
+            # it proposes: its verdict on nodes that the successor has granted leases to must not go there.
+            if now >= down.retry_at and down.term in (0, leading_term):
+                down.retry_at = now + OPEN_RETRY_S
+                payloads.append(down.payload)
         if not self.session:
             return payloads
         outbox = self._outbox
@@ -134,12 +148,17 @@ class Proposals:
     def retry_all(self) -> None:
         """Whoever was given our proposals may have lost them: hand all of them out again, in order."""
         self._open_at = 0.0
-        self._down = {session: (0.0, payload) for session, (_, payload) in self._down.items()}
+        for down in self._down.values():
+            down.retry_at = 0.0
         self._outbox = deque(self._by_seq.values())
 
-    def propose_down(self, session: int, payload: bytes) -> None:
-        """Keep proposing that `session` ends until it has."""
-        self._down.setdefault(session, (0.0, payload))
+    def propose_down(self, session: int, payload: bytes, leading_term: int = 0) -> None:
+        """Keep proposing that `session` ends until it has.
+
+        Another node's session only as its leader, and only while that leadership in `leading_term` lasts.
+        """
+        assert leading_term or session == self.session, f"session {session} is not this node's to end"
+        self._down.setdefault(session, _Down(payload, leading_term))
 
     def forget_downs(self) -> None:
         """This node leads no longer: who is down is for another to judge."""

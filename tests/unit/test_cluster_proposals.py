@@ -153,12 +153,27 @@ def test_the_session_of_a_former_process_is_not_ours(proposals: Proposals) -> No
 def test_a_down_is_proposed_until_its_session_is_gone(proposals: Proposals) -> None:
     open_session(proposals, 5)
     down = envelope.encode_down(3, [ME])
-    proposals.propose_down(3, down)
-    assert proposals.take(1.0) == [down]
-    assert proposals.take(1.1) == []
-    assert proposals.take(1.1 + OPEN_RETRY_S) == [down]
+    proposals.propose_down(3, down, leading_term=4)
+    assert proposals.take(1.0, 4) == [down]
+    assert proposals.take(1.1, 4) == []
+    assert proposals.take(1.1 + OPEN_RETRY_S, 4) == [down]
     proposals.sessions_changed({ME: 5})
-    assert proposals.take(9.0) == []
+    assert proposals.take(9.0, 4) == []
+
+
+def test_a_deposed_leader_never_hands_its_verdict_on(proposals: Proposals) -> None:
+    """Who is down is for the leader of the term to say: its successor may have granted that lease meanwhile."""
+    open_session(proposals, 5)
+    proposals.propose_down(3, envelope.encode_down(3, [ME]), leading_term=4)
+    assert proposals.take(1.0) == []
+    assert proposals.take(1.0, 6) == [], "nor in a later term of its own"
+
+
+def test_a_node_ends_its_own_session_through_whoever_leads(proposals: Proposals) -> None:
+    open_session(proposals, 5)
+    down = envelope.encode_down(5, [NodeId("node-2")])
+    proposals.propose_down(5, down)
+    assert proposals.take(1.0) == [down]
 
 
 def test_too_many_bytes_are_refused_and_said_so(proposals: Proposals, loop: asyncio.AbstractEventLoop) -> None:
