@@ -4,12 +4,12 @@ A message is an `Item`; its open recipients at one destination are a `Job`, and 
 time. The queue itself is replicated, so this is a cache that may forget: `SpoolClient.owned` and `due` bring back what
 was left out, and `backlog_after` and `unloaded_due_ms` say from where.
 
-    WAITING ──due──▶ READY ──take──▶ BUSY ──reported──▶ REPORTED ──recorded──▶ WAITING, READY or GONE
-                       ▲              │                    │
-                       └── put_back ──┘                    └─ did not count ─▶ VOID ──reread──▶ the same
+    WAITING ──due──▶ READY ──take──▶ BUSY ──reported──▶ REPORTED ──shown──▶ WAITING, READY or GONE
+                       ▲              │                    ├─ counted ───▶ COUNTED ──shown──▶ the same
+                       └── put_back ──┘                    └─ not counted ▶ VOID ──reread──▶ the same
 
-Invariant: a job leaves REPORTED only when the replicated state shows its result, or says that the result did not count.
-So nothing is sent again because a report is slow.
+Invariant: what was reported is not taken again before the replicated state shows the result, or says that it did not
+count. So nothing is sent again because a report is slow.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ class JobState(enum.Enum):
     READY = enum.auto()
     BUSY = enum.auto()
     REPORTED = enum.auto()
+    COUNTED = enum.auto()
+    """Reported, and the cluster has taken it; the message does not show it yet."""
     VOID = enum.auto()
     GONE = enum.auto()
 
 
-_HANDS_OFF: Final = (JobState.BUSY, JobState.REPORTED, JobState.VOID)
+_HANDS_OFF: Final = (JobState.BUSY, JobState.REPORTED, JobState.COUNTED, JobState.VOID)
+_SHOWS_LATER: Final = (JobState.REPORTED, JobState.COUNTED)
 
 
 class Item:
@@ -194,7 +197,7 @@ class Schedule:
             due[queue] = min(due.get(queue, recipient.next_attempt_ms), recipient.next_attempt_ms)
         for job in list(item.jobs):
             due_ms = due.pop(job.queue, None)
-            if job.state in _HANDS_OFF and not (job.state is JobState.REPORTED and job.recorded):
+            if job.state in _HANDS_OFF and not (job.state in _SHOWS_LATER and job.recorded):
                 continue
             if due_ms is None:
                 self._drop_job(job)
@@ -310,7 +313,8 @@ class Schedule:
                 self._drop(job.item)
             return False
         if counted:
-            return False  # `change` brings the new state, or has brought it
+            job.state = JobState.COUNTED  # `change` brings the new state
+            return False
         job.state = JobState.VOID
         job.item.unsure = True
         return True
@@ -328,6 +332,7 @@ class Schedule:
             return
         self.load(info, now_ms)
         if item.gone:
+            self._remove(message)
             return
         item.unsure = False
         self._arrange(item, now_ms)
@@ -370,7 +375,9 @@ class Schedule:
             return
         item.gone = True
         for job in list(item.jobs):
-            if job.state is not JobState.BUSY:
+            # What is reported stays until it is answered: the message may come back before that, and must not be sent
+            # again for want of knowing.
+            if job.state not in _HANDS_OFF or job.state is JobState.COUNTED:
                 self._drop_job(job)
         if not item.jobs:
             self._drop(item)
@@ -458,7 +465,11 @@ class Schedule:
         kept = len(entries) // KEPT_SHARE
         for due_ms, _, job in entries[kept:]:
             if all(other.state is JobState.WAITING for other in job.item.jobs):
-                self.leave_waiting(min(due_ms, job.item.info.next_attempt_ms))
+                info = job.item.info
+                if info.next_attempt_ms:
+                    self.leave_waiting(min(due_ms, info.next_attempt_ms))
+                else:  # it waits only here (`DOUBTED_MS`): `due` would not find it
+                    self._leave_out(info, job.queue)
                 self._drop(job.item)
         self._waiting = [entry for entry in entries if _waits(entry)]  # sorted is a heap
 

@@ -90,8 +90,8 @@ class FakeQueue:
 
     async def due(self, node: NodeId, until_ms: int, limit: int) -> list[MessageInfo]:
         self.reads += 1
-        mine = [i for i in self.infos.values() if i.owner == node and not i.held and i.state == "deferred"]
-        mine = sorted((i for i in mine if i.next_attempt_ms <= until_ms), key=lambda i: i.next_attempt_ms)
+        mine = [i for i in self.infos.values() if i.owner == node and not i.held]
+        mine = sorted((i for i in mine if 0 < i.next_attempt_ms <= until_ms), key=lambda i: i.next_attempt_ms)
         await asyncio.sleep(0)
         return mine[:limit]
 
