@@ -89,8 +89,7 @@ class SpoolClient:
             Stopped: nothing was handed to the cluster.
             ValueError: there is no recipient, or an address that is no text.
         """
-        size_bytes = sum(map(len, content))
-        if size_bytes <= CHUNK_BYTES:
+        if _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES:
             command = commands.encode_accept(envelope, content)
             answer = await self._node.replicate(command, deadline_s=deadline_s)
         else:
@@ -101,7 +100,7 @@ class SpoolClient:
         return MessageId(answer)
 
     async def _accept_long(self, envelope: Envelope, content: Sequence[bytes], deadline_s: float) -> object:
-        """Send all chunks but the last, a few at a time; then the envelope with the last, which ties them together."""
+        """Send the chunks, a few at a time; then the envelope, with the last of them if there is room for it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_s
         upload = secrets.randbits(62) | 1
@@ -114,6 +113,14 @@ class SpoolClient:
             command = commands.encode_chunk(upload, number, part)
             return await self._node.replicate(command, deadline_s=deadline - loop.time())
 
+        async def begin(part: list[memoryview]) -> None:
+            nonlocal chunk_count, chunk_bytes
+            if len(under_way) == UPLOAD_WINDOW:
+                await one_done()
+            under_way.append(asyncio.create_task(send(chunk_count, part), name="spool-chunk"))
+            chunk_count += 1
+            chunk_bytes += sum(map(len, part))
+
         async def one_done() -> None:
             answer = await under_way.popleft()
             if isinstance(answer, Refusal):
@@ -121,12 +128,11 @@ class SpoolClient:
 
         try:
             for following in chunks:
-                if len(under_way) == UPLOAD_WINDOW:
-                    await one_done()
-                under_way.append(asyncio.create_task(send(chunk_count, body), name="spool-chunk"))
-                chunk_count += 1
-                chunk_bytes += sum(map(len, body))
+                await begin(body)
                 body = following
+            if _envelope_bytes(envelope) + sum(map(len, body)) > CHUNK_BYTES:
+                await begin(body)
+                body = []
             while under_way:
                 await one_done()
             command = commands.encode_accept(
@@ -313,6 +319,11 @@ class SpoolClient:
     def _publish(self, changes: Changes) -> None:
         for callback in self._subscribers:
             callback(changes)
+
+
+def _envelope_bytes(envelope: Envelope) -> int:
+    """Return about how long an envelope is in a command; a thousand recipients may take a quarter of a megabyte."""
+    return sum(map(len, envelope.recipients)) * (4 if envelope.smtputf8 else 1)
 
 
 def _chunks(content: Sequence[bytes]) -> Iterator[list[memoryview]]:

@@ -217,7 +217,8 @@ class SpoolMachine:
             self._store.set_copied(to_index)
         self._queue.copied_index = to_index
         self._sync()
-        log.info("bodies copied to_index=%d parts=%d bytes=%d", to_index, len(parts), copied_bytes)
+        level = logging.INFO if parts else logging.DEBUG
+        log.log(level, "bodies copied to_index=%d parts=%d bytes=%d", to_index, len(parts), copied_bytes)
 
     def _copy(self, parts: Sequence[BodyPart]) -> None:
         assert self.read_entry is not None, "read_entry must be set before the node starts"

@@ -66,6 +66,14 @@ async def test_a_long_message_travels_in_parts(client: SpoolClient, bench: Bench
     assert [len(part) for part in parts] == [CHUNK_BYTES] * 4 + [40 * 100_003 - 4 * CHUNK_BYTES]
 
 
+async def test_no_entry_comes_near_a_mebibyte_whatever_the_envelope(client: SpoolClient, bench: Bench) -> None:
+    crowd = Envelope("a@example.org", tuple("r" * 240 + f"{number}@example.net" for number in range(1000)))
+    for size in (CHUNK_BYTES - 1000, CHUNK_BYTES, 2 * CHUNK_BYTES - 1000):
+        message = await client.accept(crowd, [bytes(size)], deadline_s=5)
+        assert sum(map(len, await client.body(message))) == size
+    assert max(len(bench.journal.read_entry(item.index)) for item in bench.journal.items) < 2**20 - 32 * 1024
+
+
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 2 * CHUNK_BYTES + 1])
 async def test_any_length_comes_back_whole(client: SpoolClient, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
