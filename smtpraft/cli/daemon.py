@@ -244,6 +244,7 @@ class Daemon:
         self._signals += 1
         if self._signals > 1:
             log.warning("second signal=%s: ending at once", signal.Signals(number).name)
+            logging.shutdown()
             os._exit(128 + number)
         log.info("signal=%s", signal.Signals(number).name)
         self._stop.set()

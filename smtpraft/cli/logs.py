@@ -1,21 +1,30 @@
-"""Log lines on stderr, for people or for machines: one event a line, either way."""
+"""Log lines on stderr, for people or for machines: one event a line, either way.
+
+A thread of their own writes them, so that a reader of our stderr who stalls never holds up a heartbeat. What he leaves
+lying beyond `WAITING_BYTES_MAX` is dropped, and the loss is told as soon as he reads again.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
 import time
 from typing import Final
 
 import msgspec
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+WAITING_BYTES_MAX: Final = 8 * 1024 * 1024
+GATHER_S: Final = 0.01  # lines of so long are written together
+DRAIN_S: Final = 2.0
 _QUIET: Final = ("asyncio", "aiohttp", "mail.log")  # libraries: only what deserves a look
 
 
 def configure(level: str, style: str) -> None:
     """Send every record to stderr in `style`, `text` or `json`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BackgroundHandler(sys.stderr.fileno())
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -23,6 +32,80 @@ def configure(level: str, style: str) -> None:
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
     logging.captureWarnings(True)
+
+
+class BackgroundHandler(logging.Handler):
+    """Formats at once, writes to `fd` from a thread. `close` waits until all is written, but not for ever."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._changed = threading.Condition()
+        self._waiting: list[str] = []
+        self._waiting_bytes = 0
+        self._dropped = 0
+        self._urgent = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put the line in the queue."""
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        with self._changed:
+            if self._waiting_bytes > WAITING_BYTES_MAX:
+                self._dropped += 1
+                return
+            self._waiting.append(line)
+            self._waiting_bytes += len(line)
+            if len(self._waiting) == 1:
+                self._changed.notify()
+        if record.levelno >= logging.WARNING:
+            self._urgent.set()
+
+    def close(self) -> None:
+        """Write what is left. Lines that come later are lost."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._urgent.set()
+        self._thread.join(DRAIN_S)
+        super().close()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+            self._urgent.wait(GATHER_S)
+            self._urgent.clear()
+            with self._changed:
+                lines, self._waiting, self._waiting_bytes = self._waiting, [], 0
+                dropped, self._dropped = self._dropped, 0
+                ends = self._closing
+            if dropped:
+                lines.append(self.format(_loss(dropped)))
+            if lines:
+                self._write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+            elif ends:
+                return
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError:
+            pass  # nobody is left to be told
+
+
+def _loss(count: int) -> logging.LogRecord:
+    text = "log lines were dropped: nobody read them in time count=%d"
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (count,), None)
 
 
 def _stamp(record: logging.LogRecord) -> str:

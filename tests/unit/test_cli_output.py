@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 
 import pytest
 
-from smtpraft.cli.logs import JsonFormatter, TextFormatter
+from smtpraft.cli import logs
+from smtpraft.cli.logs import BackgroundHandler, JsonFormatter, TextFormatter
 from smtpraft.cli.output import print_rows, printable
 
 
@@ -56,3 +58,29 @@ def test_json_is_one_object_a_line() -> None:
     assert facts["message"] == 'with "quotes"\n'
     assert facts["area"] == "cluster.node"
     assert "ValueError: x" in facts["traceback"]
+
+
+def test_lines_leave_in_order_and_all_of_them_before_the_end() -> None:
+    reader, writer = os.pipe()
+    handler = BackgroundHandler(writer)
+    for number in range(500):
+        handler.emit(record(f"line {number}"))
+    handler.close()
+    os.close(writer)
+    with open(reader, "rb") as lines:
+        assert lines.read().decode() == "".join(f"line {number}\n" for number in range(500))
+
+
+def test_a_reader_who_stalls_holds_nobody_up_and_is_told_of_his_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "WAITING_BYTES_MAX", 300_000)
+    reader, writer = os.pipe()
+    handler = BackgroundHandler(writer)
+    for _ in range(3000):
+        handler.emit(record("x" * 999))  # three megabytes; nobody reads, and a pipe holds 64 KiB
+    text = bytearray()
+    while b"were dropped" not in text:
+        text += os.read(reader, 65536)
+    handler.close()
+    os.close(writer)
+    os.close(reader)
+    assert len(text) < 1_500_000
