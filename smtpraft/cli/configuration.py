@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import msgspec
 
@@ -105,8 +104,3 @@ def as_toml(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return json.dumps(value, ensure_ascii=False)
-
-
-def data_directory(loaded: Loaded) -> Path:
-    """Return the data directory as an absolute path: what log lines and errors should say."""
-    return Path(loaded.config.node.data_dir).resolve()
