@@ -34,6 +34,7 @@ def handle_append(raft: Raft, message: Message) -> None:
     prev = message.index
     if prev < raftlog.commit_index:
         # Old news: what is committed here is what the leader has.
+        _check_committed(raft, message)
         raft.acknowledge(message.sender, raftlog.commit_index)
         return
     if prev > log.last_index or log.term(prev) != message.log_term:
@@ -48,6 +49,21 @@ def handle_append(raft: Raft, message: Message) -> None:
     raft.acknowledge(message.sender, last)
 
 
+def _check_committed(raft: Raft, message: Message) -> None:
+    """Look whether the leader has what is committed here; its log would replace ours without a word.
+
+    Raises:
+        LogConflict: it has not. With votes that is impossible (Leader Completeness, Raft §5.4.3).
+    """
+    log, commit_index = raft.log, raft.raftlog.commit_index
+    prev = message.index
+    conflict = prev if prev >= log.prev_index and log.term(prev) != message.log_term else 0
+    if not conflict and message.block:
+        conflict, _ = log.match(message.block)
+    if 0 < conflict <= commit_index:
+        raise LogConflict(f"entry {conflict} of {message.sender} differs, but is committed here")
+
+
 def _store(raft: Raft, message: Message) -> int:
     """Append the block, from its first entry that is new; return its last index.
 
@@ -56,7 +72,6 @@ def _store(raft: Raft, message: Message) -> int:
 
     Raises:
         CorruptEntry, InvalidMessage: the block is not what a correct leader sends. Nothing has changed.
-        LogConflict: the block contradicts a committed entry.
     """
     block, log = message.block, raft.log
     first = message.index + 1
@@ -72,8 +87,7 @@ def _store(raft: Raft, message: Message) -> int:
     new, last = log.match(block)
     if not new:
         return last
-    if new <= raft.raftlog.commit_index:
-        raise LogConflict(f"entry {new} of {message.sender} differs, but is committed here")
+    assert new > raft.raftlog.commit_index
     if block_range(block)[3] > message.term:
         raise InvalidMessage(f"entries of a later term than their leader's, {message.term}")
     raft.keep_unsent(new)

@@ -244,7 +244,7 @@ def _on_append_response(raft: Raft, message: Message) -> None:
         maybe_send_append(raft, progress, if_empty=True)
     if own:
         return
-    while maybe_send_append(raft, progress, if_empty=False):
+    while progress.next_index <= raft.log.last_index and maybe_send_append(raft, progress, if_empty=False):
         pass
     if message.sender == raft.transferee and progress.match_index == raft.log.last_index:
         _send_timeout_now(raft, message.sender)

@@ -84,6 +84,7 @@ class Raft:
         self.superseded: Membership | None = None
         """While a received snapshot is not stored: the membership of the state machine, which is still behind it."""
         self.stamp = 0
+        self.barred = False
 
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -122,7 +123,7 @@ class Raft:
     def promotable(self) -> bool:
         """May this node campaign? A learner, a stranger and one whose snapshot is not stored may not."""
         own = self.tracker.progress.get(self.id)
-        return own is not None and not own.is_learner and self.raftlog.snapshot is None
+        return own is not None and not own.is_learner and self.raftlog.snapshot is None and not self.barred
 
     @property
     def hard_state(self) -> HardState:

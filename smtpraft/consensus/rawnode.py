@@ -164,6 +164,15 @@ class RawNode:
         self.raft.stamp = stamp
 
     @property
+    def barred(self) -> bool:
+        """Must this node not campaign, say because its disk is slow? It votes, follows and, once it leads, leads."""
+        return self.raft.barred
+
+    @barred.setter
+    def barred(self, barred: bool) -> None:
+        self.raft.barred = barred
+
+    @property
     def term(self) -> int:
         """The current term."""
         return self.raft.term
