@@ -29,8 +29,7 @@ class Counters(msgspec.Struct, omit_defaults=True):
     owners: dict[str, int] = {}
 
     def add(self, message: Message, sign: int = 1) -> None:
-        """Count a queued message; with `sign` -1, do not count it any more (as it was before a change, or at its
-        end)."""
+        """Count a queued message; with `sign` -1, count it no more (as it was before a change, or at its end)."""
         if message.held:
             self.held += sign
         elif message.due_ms:

@@ -1,5 +1,4 @@
-"""A queued message as the machine works with it, and what the results of an attempt do to it. No SQL in here, no
-clock."""
+"""A queued message as the machine works with it, and what the results of an attempt do to it. No SQL, no clock."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class Message(msgspec.Struct, gc=False):
     epoch: int
     held: int
     due_ms: int
-    """When the earliest open recipient may be tried; 0 = one may be tried now (and nothing is deferred that
-    matters)."""
+    """Machine time of the earliest next attempt; 0 = some recipient may be tried at once."""
     flags: int
     accepted_ms: int
     size_bytes: int

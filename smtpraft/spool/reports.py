@@ -94,8 +94,7 @@ class Reports:
         return batch
 
     async def _propose(self, command: bytes) -> object:
-        """Propose until it is applied. A repeat after an unknown outcome changes nothing: each result names its
-        attempt."""
+        """Propose until it is applied. A repeat changes nothing that counted: each result names its attempt."""
         pause_s = PAUSE_FIRST_S
         while True:
             try:

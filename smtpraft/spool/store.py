@@ -1,6 +1,5 @@
 # ruff: noqa: S608 -- statements are put together from names in this file, never from values
-"""The queue's tables, and every statement that changes them. Used by the machine, on its thread, inside its
-transactions.
+"""The queue's tables, and every statement that changes them. The machine uses them, in transactions on its thread.
 
 The tables are in schema.sql. The database *is* the snapshot of the state machine: it names no node as its own, so that
 a copy of it serves any node.
