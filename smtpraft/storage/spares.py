@@ -95,11 +95,6 @@ class SparePool:
             self._changed.notify_all()
             return self._ready.pop(0) if self._ready else None
 
-    def put_back(self, name: str) -> None:
-        """Return a spare that was taken and not used."""
-        with self._changed:
-            self._ready.insert(0, name)
-
     def make(self, size_bytes: int, *, gently: bool = False) -> str:
         """Make a file of zeros and return its name, which is still that of an unfinished one.
 

@@ -423,6 +423,18 @@ def test_compaction_works_when_the_segment_in_use_is_full_and_so_is_the_disk() -
     append(wal, log, b"b" * 3000)
 
 
+def test_a_compaction_that_has_no_room_for_its_mark_is_put_off() -> None:
+    disk, log = SimulatedDisk(), Log()
+    wal, _ = open_wal(disk, log)
+    for _ in range(3):
+        append(wal, log, bytes(40000))
+    disk.capacity_bytes = 0
+    wal._segments[-1].end_offset = SEGMENT_BYTES  # as after a mark that took the reserve
+    assert wal.compact(2) == 1
+    disk.capacity_bytes = None
+    assert wal.compact(2) == 3
+
+
 def test_a_full_disk_at_the_first_start_says_so_and_leaves_nothing() -> None:
     disk = SimulatedDisk(capacity_bytes=100)
     with pytest.raises(OSError, match="No space left"):
