@@ -41,10 +41,10 @@ _T = TypeVar("_T")
 class Replicator(Protocol):
     """What the client needs of `cluster.Node`."""
 
-    async def replicate(self, command: bytes, *, deadline_s: float | None = None) -> object:
+    async def replicate(self, command: bytes, *, deadline_s: float = 10.0) -> object:
         """Return the machine's result. Raises NotReplicated, OutcomeUnknown or Stopped."""
 
-    async def read_index(self, *, deadline_s: float | None = None) -> int:
+    async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node has applied everything that was committed when it was called."""
 
     async def read_entry(self, index: int) -> bytes:
