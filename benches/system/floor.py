@@ -1,0 +1,85 @@
+"""The least that any durable reply must take here: one fdatasync into space that was filled before, one round trip."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .latency import percentile
+
+BLOCK_BYTES: Final = 4096
+FILE_BYTES: Final = 16 << 20
+_ECHO: Final = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+peer = server.accept()[0]
+peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while data := peer.recv(64):
+    peer.sendall(data)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Microseconds."""
+
+    sync_p50_us: float
+    sync_p99_us: float
+    trip_p50_us: float
+    trip_p99_us: float
+
+
+def measure(directory: Path, seconds: float) -> Floor:
+    """Return what one fdatasync of 4 KiB in `directory` and one TCP round trip over loopback take."""
+    sync, trip = _syncs(directory, seconds), _trips(seconds)
+    return Floor(percentile(sync, 50), percentile(sync, 99), percentile(trip, 50), percentile(trip, 99))
+
+
+def _syncs(directory: Path, seconds: float) -> list[float]:
+    block = bytes(range(256)) * (BLOCK_BYTES // 256)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        file.write(bytes(FILE_BYTES))
+        os.fsync(file.fileno())
+        offset = 0
+
+        def write() -> None:
+            nonlocal offset
+            os.pwrite(file.fileno(), block, offset)
+            os.fdatasync(file.fileno())
+            offset = (offset + BLOCK_BYTES) % FILE_BYTES
+
+        return _times_us(write, seconds)
+
+
+def _trips(seconds: float) -> list[float]:
+    with subprocess.Popen([sys.executable, "-c", _ECHO], stdout=subprocess.PIPE) as echo:
+        assert echo.stdout is not None
+        with socket.create_connection(("127.0.0.1", int(echo.stdout.readline()))) as peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            def ask() -> None:
+                peer.sendall(bytes(64))
+                peer.recv(64)
+
+            return _times_us(ask, seconds)
+
+
+def _times_us(action: Callable[[], None], seconds: float) -> list[float]:
+    """Return how long each of many calls took, ascending."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    now = time.perf_counter()
+    while now < end:
+        action()
+        before, now = now, time.perf_counter()
+        times.append((now - before) * 1e6)
+    return sorted(times)

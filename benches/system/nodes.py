@@ -1,0 +1,128 @@
+"""Three smtpraft nodes as `smtpraft serve` runs them, and the ways to load them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from smtpraft.cli.client import Client, Json
+from smtpraft.cli.demo.nodes import DemoCluster, DemoNode
+
+from .processes import cpu_seconds
+from .target import BenchFailed, Usage
+
+DELIVERY_TIMEOUT_S: Final = 120.0
+RELAY_DOMAIN: Final = "relay.example"
+DISCARD_DOMAIN: Final = "discard.example"
+
+
+class Cluster(DemoCluster):
+    """The demo's cluster with the settings that a configuration file without them would give.
+
+    Mail to `relay.example` goes to `sink_port` over SMTP, all other mail to `discard:`.
+    """
+
+    def __init__(self, directory: Path, sink_port: int, count: int = 3) -> None:
+        super().__init__(directory, count, sink_port)
+        self._environ |= {
+            "SMTPRAFT_CLUSTER__SEGMENT_BYTES": str(64 << 20),
+            "SMTPRAFT_DELIVERY__ROUTES": f"{RELAY_DOMAIN}=smtp://127.0.0.1:{sink_port},*=discard:",
+            "SMTPRAFT_DELIVERY__RETRY_S": "60,300,900",
+        }
+
+    def begin(self) -> None:
+        """Start all nodes; return when each can commit."""
+        asyncio.run(self.start())
+
+    def end(self) -> None:
+        """Stop all nodes as a service manager would."""
+        exits = asyncio.run(self.stop())
+        if any(exits.values()):
+            raise BenchFailed(f"exit statuses {exits}")
+
+    def find_leader(self) -> DemoNode:
+        """Return the leader."""
+        return asyncio.run(self.leader())
+
+    def status(self) -> list[Json]:
+        """Return what each node says of itself.
+
+        Raises:
+            BenchFailed: one says nothing.
+        """
+        found = [status for _, status in asyncio.run(self.statuses()) if status is not None]
+        if len(found) != len(self.nodes):
+            raise BenchFailed("a node does not answer\n" + "\n".join(node.last_words() for node in self.nodes))
+        return found
+
+    def leader_changes(self) -> int:
+        """Return how many changes of leader the node that saw most has seen."""
+        return max(int(str(status["leader_changes"])) for status in self.status())
+
+    def usage(self) -> Usage:
+        """CPU and syncs of each node; the leader goes by that name."""
+        leader = self.find_leader()
+        names = {node.id: "leader" if node is leader else f"follower {node.id}" for node in self.nodes}
+        pids = {names[node.id]: node.process.pid for node in self.nodes if node.process is not None}
+        return Usage(
+            {name: cpu_seconds(pid) for name, pid in pids.items()},
+            {names[node.id]: metric(node, "smtpraft_wal_fsync_duration_seconds_count") for node in self.nodes},
+        )
+
+    def wait_delivered(self) -> None:
+        """Return when every node has an empty queue.
+
+        Raises:
+            BenchFailed: it takes too long.
+        """
+        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
+        while True:
+            queues = [status["queue"] for status in self.status()]
+            if not any(isinstance(queue, dict) and any(queue.values()) for queue in queues):
+                return
+            if time.monotonic() > deadline:
+                raise BenchFailed(f"not delivered within {DELIVERY_TIMEOUT_S:.0f} s: {queues}")
+            time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class NodesTarget:
+    """The cluster, loaded at its leader, at one follower, or at all nodes."""
+
+    cluster: Cluster
+    where: Literal["leader", "follower", "all nodes"]
+    domain: str = DISCARD_DOMAIN
+
+    @property
+    def name(self) -> str:
+        return f"smtpraft, {self.where}" + (", relayed" if self.domain == RELAY_DOMAIN else "")
+
+    @property
+    def recipient(self) -> str:
+        return f"somebody@{self.domain}"
+
+    def ports(self) -> Sequence[int]:
+        """The leader first."""
+        leader = self.cluster.find_leader()
+        nodes = sorted(self.cluster.nodes, key=lambda node: node is not leader)
+        chosen = {"leader": nodes[:1], "follower": nodes[1:2], "all nodes": nodes}[self.where]
+        return [node.smtp_port for node in chosen]
+
+    def usage(self) -> Usage:
+        return self.cluster.usage()
+
+    def wait_delivered(self) -> None:
+        self.cluster.wait_delivered()
+
+
+def metric(node: DemoNode, name: str) -> float:
+    """Return a metric that has no labels."""
+    body = Client([], timeout_s=5.0).ask(f"127.0.0.1:{node.admin_port}", "GET", "/metrics").body.decode()
+    for line in body.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.rsplit(" ", 1)[1])
+    raise BenchFailed(f"{node.id} has no metric {name}")
