@@ -53,9 +53,18 @@ class Cluster(DemoCluster):
         """Return all nodes but these."""
         return [node for node in self.nodes if node not in nodes]
 
-    def launch(self, node: DemoNode) -> None:
-        """Start a node and do not wait for it."""
-        node.start(self._environ)
+    def launch(self, node: DemoNode, **settings: str) -> None:
+        """Start a node, with settings of its own, and do not wait for it."""
+        node.start(self._environ | {f"SMTPRAFT_{name}": value for name, value in settings.items()})
+
+    async def fails_to_start(self, node: DemoNode, **settings: str) -> tuple[int, str]:
+        """Start a node that must end by itself; return its exit status and what it logged."""
+        log = node.directory / "log"
+        before = log.stat().st_size if log.exists() else 0
+        self.launch(node, **settings)
+        assert node.process is not None
+        code = await asyncio.to_thread(node.process.wait, WAIT_S)
+        return code, log.read_bytes()[before:].decode()
 
     async def statuses(self, nodes: Sequence[DemoNode] | None = None) -> list[tuple[DemoNode, Json | None]]:
         """Return these nodes (None: all) with their statuses; fail if two differ at the same index."""
@@ -149,17 +158,20 @@ class Stage:
         count: int = 3,
         settings: Mapping[str, str] | None = None,
         expected: Iterable[str] = (),
+        start: bool = True,
     ) -> None:
-        """`expected`: what a log line of level ERROR may hold in this test."""
+        """`expected`: what a log line of level ERROR may hold in this test. Without `start` the test starts nodes."""
         self.journal = Journal()
         self.witness = Witness(free_ports(1)[0], self.journal.arrived_from)
         self.cluster = Cluster(directory, self.witness.port, count, settings or {})
         self._expected = tuple(expected)
+        self._start = start
 
     async def __aenter__(self) -> Self:
         try:
             await self.witness.open()
-            await self.cluster.start()
+            if self._start:
+                await self.cluster.start()
         except BaseException as error:
             await self._end(error)
             raise

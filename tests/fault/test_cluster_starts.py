@@ -1,0 +1,219 @@
+"""Starts that must not succeed, and one that must: each says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import socket
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from smtpraft.cli.demo.nodes import DemoNode
+from smtpraft.cli.exits import Exit
+from smtpraft.storage.batch import BATCH_HEADER_BYTES, BatchHeader, decode_header, encode_header
+from smtpraft.storage.segment import SEGMENT_HEADER_BYTES, decode_segment_header
+
+from .cluster import Stage, wait_for
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+
+TROUBLE: Final = (" ERROR ",)
+"""Here a log may have lines of that level: they are what is tested."""
+
+
+async def test_a_port_that_is_taken_is_named(directory: Path) -> None:
+    async with Stage(directory, start=False, expected=TROUBLE) as stage:
+        node = stage.cluster.nodes[0]
+        for setting, port in (
+            ("cluster.listen", node.cluster_port),
+            ("smtp.listen", node.smtp_port),
+            ("admin.listen", node.admin_port),
+        ):
+            with socket.create_server(("127.0.0.1", port)):
+                code, log = await stage.cluster.fails_to_start(node)
+            assert code == Exit.UNAVAILABLE, log
+            assert f"{setting}: cannot listen on 127.0.0.1:{port}: " in log
+            assert "in use" in log.lower()
+
+
+async def test_a_directory_that_is_not_this_nodes_is_refused(directory: Path) -> None:
+    """Another node's, another cluster's, another election's, or one that a running process has."""
+    async with Stage(directory, expected=TROUBLE) as stage:
+        cluster = stage.cluster
+        first, second, _ = cluster.nodes
+        mine = {"NODE__DATA_DIR": str(first.directory / "data")}
+        stage.kill(second)
+        code, log = await cluster.fails_to_start(second, **mine)
+        assert code == Exit.UNAVAILABLE, log
+        assert f"{first.directory / 'data'} is in use by process {first.process.pid if first.process else 0}" in log
+
+        stage.kill(first)
+        code, log = await cluster.fails_to_start(second, **mine)
+        assert code == Exit.CONFIG, log
+        assert "belongs to node 'node-1', this is node 'node-2'. Set node.id to that, or node.data_dir" in log
+
+        code, log = await cluster.fails_to_start(first, CLUSTER__NAME="another")
+        assert code == Exit.CONFIG, log
+        assert "belongs to cluster" in log
+        assert "Set cluster.name to what it was" in log
+
+        code, log = await cluster.fails_to_start(first, CLUSTER__ELECTION="lowest-id")
+        assert code == Exit.CONFIG, log
+        assert "was written with cluster.election = 'raft'" in log
+        assert "set it back" in log
+
+        for node in (first, second):  # nothing was harmed by all this
+            await cluster.restart(node)
+        await stage.settle()
+
+
+async def test_a_directory_of_lowest_id_is_refused_by_raft(directory: Path) -> None:
+    """R16: the fallback for development never shares a log with Raft, and says at every start what it is."""
+    async with Stage(directory, settings={"CLUSTER__ELECTION": "lowest-id"}, expected=TROUBLE, start=False) as stage:
+        cluster = stage.cluster
+        node = cluster.nodes[0]
+        cluster.launch(node)
+        await wait_for(lambda: "serving node=" in log_of(node), "it serves")
+        assert "unsafe under partitions" in log_of(node)
+        node.kill()
+        code, log = await cluster.fails_to_start(node, CLUSTER__ELECTION="raft")
+        assert code == Exit.CONFIG, log
+        assert "was written with cluster.election = 'lowest-id'" in log
+
+
+async def test_a_node_with_another_secret_never_gets_in(directory: Path) -> None:
+    """It says so on both sides; the others do without it; with the right secret it joins."""
+    async with Stage(directory, start=False, expected=("secret",)) as stage:
+        cluster = stage.cluster
+        *pair, stranger = cluster.nodes
+        wrong = directory / "wrong-secret"
+        wrong.touch(mode=0o600)
+        wrong.write_text("0" * 64)
+        for node in pair:
+            cluster.launch(node)
+        cluster.launch(stranger, CLUSTER__SECRET_FILE=str(wrong))
+        for node in pair:
+            await cluster.wait_ready(node)
+        async with stage.load(pair) as load:
+            await load.wait_acknowledged(50)
+            await load.finish()
+        status = await asyncio.to_thread(stranger.status)
+        assert status is not None
+        assert (status["leader_id"], status["commit_index"], status["has_quorum"]) == (None, 0, False)
+        assert all(not peer["reachable"] for peer in status["peers"].values())  # type: ignore[union-attr, index, call-overload]
+        for node in cluster.nodes:
+            assert re.search(r"WARNING .*secret", log_of(node)), f"{node.id} does not speak of the secret"
+        await stage.settle(pair)
+
+        stranger.kill()
+        await cluster.restart(stranger)
+        await stage.settle()
+        stage.check_mail()
+
+
+@pytest.mark.parametrize("what", ["entry", "header"])
+async def test_a_flipped_bit_in_the_log_stops_that_node_and_no_other(directory: Path, what: str) -> None:
+    """D3: what was synced and is damaged must not pass for a torn tail. File, offset and what is lost are named."""
+    async with Stage(directory, expected=TROUBLE) as stage:
+        cluster = stage.cluster
+        async with stage.load() as load:
+            await load.wait_acknowledged(150)
+            await load.finish()
+        await stage.settle()
+        victim = cluster.others(await cluster.leader())[0]
+        stage.kill(victim)
+        path = segments(victim)[0]
+        batches = walk(path)
+        offset, header = next(
+            (offset, header) for offset, header in batches[len(batches) // 2 :] if header.entries_bytes > 100
+        )
+        at = offset + (BATCH_HEADER_BYTES + header.entries_bytes // 2 if what == "entry" else 40)
+        flip(path, at, bit=3)
+        before = hashlib.sha256(path.read_bytes()).digest()
+
+        for _ in range(2):  # it does not get better by trying again, nor worse
+            code, log = await cluster.fails_to_start(victim)
+            assert code == Exit.SOFTWARE, log
+            assert "WalCorrupt" in log
+            assert f"{path}, offset {offset}: " in log
+            assert f"entries {header.first_index} to {header.last_index} are lost" in log
+            assert "with an empty one" in log
+            assert hashlib.sha256(path.read_bytes()).digest() == before
+        pair = cluster.others(victim)
+        async with stage.load(pair) as load:
+            await load.wait_acknowledged(50)
+            await load.finish()
+        await stage.settle(pair)
+        stage.check_mail()
+        stage.journal.check_sessions()
+
+
+async def test_a_torn_tail_is_cut_and_said(directory: Path) -> None:
+    """D1: a header whose entries never reached the disk, behind all that was synced."""
+    async with Stage(directory) as stage:
+        cluster = stage.cluster
+        async with stage.load() as load:
+            await load.wait_acknowledged(100)
+            await load.finish()
+        await stage.settle()
+        victim = cluster.others(await cluster.leader())[0]
+        (outage,) = stage.kill(victim)
+        path = segments(victim)[-1]
+        offset, last = walk(path)[-1]
+        end = offset + last.size_bytes
+        torn, _ = encode_header(
+            BatchHeader(
+                salt=last.salt,
+                number=last.number + 1,
+                durable=last.number,
+                first_index=last.last_index + 1,
+                last_index=last.last_index + 3,
+                floor=last.floor,
+                entries_bytes=5000,
+                entries_crc=12345,
+                previous_crc=last.crc,
+                hard_state=last.hard_state,
+            )
+        )
+        with path.open("r+b") as file:
+            file.seek(end)
+            file.write(torn + b"half of an entry")
+        await stage.restart(outage)
+        assert f"cut a torn tail file={path} offset={end} " in log_of(victim)
+        async with stage.load() as load:
+            await load.wait_acknowledged(50)
+            await load.finish()
+        await stage.settle()
+        stage.check_mail()
+
+
+def log_of(node: DemoNode) -> str:
+    return (node.directory / "log").read_text()
+
+
+def segments(node: DemoNode) -> list[Path]:
+    return sorted((node.directory / "data" / "wal").glob("*.wal"))
+
+
+def walk(path: Path) -> list[tuple[int, BatchHeader]]:
+    """Return the offset and header of each batch of a segment."""
+    data = path.read_bytes()
+    segment = decode_segment_header(data[:SEGMENT_HEADER_BYTES])
+    assert segment is not None
+    found: list[tuple[int, BatchHeader]] = []
+    offset = SEGMENT_HEADER_BYTES
+    while (header := decode_header(data[offset : offset + BATCH_HEADER_BYTES])) and header.salt == segment.salt:
+        found.append((offset, header))
+        offset += header.size_bytes
+    return found
+
+
+def flip(path: Path, offset: int, *, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
