@@ -11,6 +11,7 @@ from smtpraft.delivery.smtp_wire import Reply
 from smtpraft.errors import SmtpRaftError
 
 GONE_STATUS: Final = "4.4.2"  # RFC 3463: bad connection
+LOOKUP_STATUS: Final = "4.4.3"  # RFC 3463: directory server failure
 CONNECT_STATUS: Final = "4.4.1"  # RFC 3463: no answer from host
 
 

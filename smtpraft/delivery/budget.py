@@ -1,9 +1,17 @@
-"""A bound on the bytes of messages under way."""
+"""A bound on the bytes of messages under way.
+
+Small messages do not wait: the number of workers bounds them. Large ones share a budget of which one destination gets
+half at most, so that a destination which hangs in the middle of large messages leaves the others theirs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Final
+
+SMALL_BYTES: Final = 256 * 1024
+ALL_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class ByteBudget:
@@ -46,3 +54,28 @@ class ByteBudget:
 
     def _fits(self, size_bytes: int) -> bool:
         return self.used == 0 or self.used + size_bytes <= self._limit
+
+
+class MessageMemory:
+    """One destination's part of the budget that all share."""
+
+    def __init__(self, shared: ByteBudget) -> None:
+        self._shared = shared
+        self._own = ByteBudget(ALL_BYTES_MAX // 2)
+
+    async def acquire(self, size_bytes: int) -> None:
+        """Wait until messages of `size_bytes` in all may be read into memory; give it back with `release`."""
+        if size_bytes <= SMALL_BYTES:
+            return
+        await self._own.acquire(size_bytes)
+        try:
+            await self._shared.acquire(size_bytes)
+        except BaseException:
+            self._own.release(size_bytes)
+            raise
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what `acquire` took."""
+        if size_bytes > SMALL_BYTES:
+            self._shared.release(size_bytes)
+            self._own.release(size_bytes)

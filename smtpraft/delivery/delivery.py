@@ -14,14 +14,15 @@ import asyncio
 import logging
 import os
 import random
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
-from smtpraft.config import DeliverySettings
+from smtpraft.config import ConfigError, DeliverySettings
 from smtpraft.delivery.addresses import canonical_domain
 from smtpraft.delivery.attempt import Answer
-from smtpraft.delivery.budget import ByteBudget
+from smtpraft.delivery.budget import ALL_BYTES_MAX, ByteBudget, MessageMemory
 from smtpraft.delivery.conclusion import Concluder
 from smtpraft.delivery.destination import DestinationQueue, Verge
 from smtpraft.delivery.maildir import MaildirWriter
@@ -39,7 +40,6 @@ from smtpraft.types import NodeId
 log = logging.getLogger(__name__)
 
 LOADED_MAX: Final = 20_000  # recipients in memory, about 1 KB each
-BODY_BYTES_MAX: Final = 64 * 1024 * 1024  # messages under way, all together
 LEASE_MARGIN_S: Final = 0.1  # nothing is begun in the last moments of a lease
 LEASE_POLL_S: Final = 0.05
 MAILDIR_THREADS: Final = 4
@@ -73,12 +73,13 @@ class Delivery:
         """`on_failure` hears of a part of ours that died: the node should go down with it.
 
         Raises:
-            ConfigError: a route is wrong.
+            ConfigError: a route, or the host name, is wrong.
         """
         self.settings = settings
         self.hostname = canonical_domain(hostname)
+        if not re.fullmatch(r"[\x21-\x7e]+", self.hostname):
+            raise ConfigError(f"smtp.hostname {hostname!r} cannot be said in EHLO")
         self.metrics = DeliveryMetrics()
-        self.memory = ByteBudget(BODY_BYTES_MAX)
         self.draining = False
         self._client = client
         self._node = node
@@ -98,6 +99,8 @@ class Delivery:
         self._outbox = Outbox(client.report, answered=self._on_answered, room=self._on_room)
         self._maildir = MaildirWriter(node.node_id)
         self._threads: ThreadPoolExecutor | None = None
+        self._budget = ByteBudget(ALL_BYTES_MAX)
+        self._memories: dict[DestinationQueue, MessageMemory] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._blocked: set[DestinationQueue] = set()
@@ -156,6 +159,11 @@ class Delivery:
         return list(self._schedule.queues.values())
 
     @property
+    def message_bytes(self) -> int:
+        """Bytes of large messages under way."""
+        return self._budget.used
+
+    @property
     def loaded(self) -> int:
         """Recipients in memory."""
         return self._schedule.loaded
@@ -206,12 +214,14 @@ class Delivery:
         connections_max = self.settings.connections_per_route
         if destination.transport is Transport.MAILDIR:
             connections_max = min(connections_max, MAILDIR_THREADS)
-        return DestinationQueue(
+        queue = DestinationQueue(
             destination,
             connections_max=connections_max,
             probe_s=self.settings.retry_s[0],
             jitter=lambda: 1 + 0.2 * self._rng.uniform(-1, 1),
         )
+        self._memories[queue] = MessageMemory(self._budget)
+        return queue
 
     def kick(self, queue: DestinationQueue) -> None:
         """Start or wake workers, if there is work for them and it may be begun."""
@@ -331,6 +341,10 @@ class Delivery:
                 self.doubt(job)
                 return
         self.conclude(job, [(recipient, answer) for recipient in job.recipients], content, "", 0.0)
+
+    def memory(self, queue: DestinationQueue) -> MessageMemory:
+        """Return what the queue's messages take their memory from."""
+        return self._memories[queue]
 
     async def body(self, info: MessageInfo) -> list[bytes]:
         """Return the message."""

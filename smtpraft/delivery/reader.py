@@ -98,16 +98,23 @@ class Reader:
 
     async def _read(self) -> None:
         while self._doubted:
-            message = next(iter(self._doubted))
-            info = await self._client.get(message, linearizable=False)
-            self._doubted.discard(message)
-            self._schedule.reread(message, info, self._client.now_ms())
+            await self._reread(next(iter(self._doubted)))
         if self._resync:
             await self._read_all()
         elif self._schedule.wants_sweep and (self._schedule.has_room or self._timer is None):
             await self._sweep()
         if self._schedule.wants_due(self._client.now_ms()):
             await self._read_due()
+
+    async def _reread(self, message: MessageId) -> None:
+        self._schedule.begin_reading()
+        try:
+            info = await self._client.get(message, linearizable=False)
+        except BaseException:
+            self._schedule.end_reading((), 0)
+            raise
+        if self._schedule.end_rereading(message, info, self._client.now_ms()):
+            self._doubted.discard(message)
 
     async def _read_all(self) -> None:
         """Read every message of ours: what we think we own and do not find is not ours any more."""

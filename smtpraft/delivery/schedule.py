@@ -27,6 +27,7 @@ from smtpraft.types import NodeId
 
 FROM_THE_START: Final = MessageId("")
 DOUBTED_MS: Final = 10_000
+WAITING_STALE_MAX: Final = 1000
 KEPT_SHARE: Final = 8  # when room is needed, one in so many of the waiting messages stays: the soonest
 
 
@@ -112,6 +113,7 @@ class Schedule:
         self._waiting: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
         self._touched: set[MessageId] | None = None
+        self._overtaken = False
         self._left_out: set[DestinationQueue] = set()
         self.queues: dict[Destination, DestinationQueue] = {}
         self.loaded = 0
@@ -154,15 +156,33 @@ class Schedule:
         """A read of the replicated queue starts: what changes from now on is newer than what it will return."""
         assert self._touched is None, "one read at a time"
         self._touched = set()
+        self._overtaken = False
 
     def end_reading(self, infos: Iterable[MessageInfo], now_ms: int) -> None:
         """Take in what a read returned, except what has changed since it began."""
-        touched = self._touched
-        assert touched is not None
-        self._touched = None
+        touched = self._end_reading()
+        if self._overtaken:
+            return  # the resync that overtook it has it all read again
         for info in infos:
             if info.id not in touched:
                 self.load(info, now_ms)
+
+    def end_rereading(self, message: MessageId, info: MessageInfo | None, now_ms: int) -> bool:
+        """Take in what a read of one message returned, which `answered` or `doubt` asked for; `info` None: it is gone.
+
+        Return False if the message has changed meanwhile: read it once more.
+        """
+        touched = self._end_reading()
+        if self._overtaken or message in touched:
+            return message not in self._items
+        self._reread(message, info, now_ms)
+        return True
+
+    def _end_reading(self) -> set[MessageId]:
+        touched = self._touched
+        assert touched is not None
+        self._touched = None
+        return touched
 
     def load(self, info: MessageInfo, now_ms: int) -> None:
         """Take a message in, or its newer state; one that finds no room is noted as left out."""
@@ -225,6 +245,8 @@ class Schedule:
         elif job.state is not JobState.WAITING or job.due_ms != due_ms:
             job.state = JobState.WAITING
             job.due_ms = due_ms
+            if len(self._waiting) > WAITING_STALE_MAX + 2 * self.loaded:  # what was flushed leaves its old time behind
+                self._waiting = sorted(entry for entry in self._waiting if _waits(entry))
             heapq.heappush(self._waiting, (due_ms, next(self._order), job))
 
     def _make_ready(self, job: Job) -> None:
@@ -304,7 +326,7 @@ class Schedule:
         job.reported = {result.ordinal: result.attempt for result in outcome.results}
 
     def answered(self, job: Job, counted: bool) -> bool:
-        """The cluster has answered the report. Return whether the message must be read again (`reread`)."""
+        """The cluster has answered the report. Return whether the message must be read again (`end_rereading`)."""
         if job.state is not JobState.REPORTED:
             return False
         if job.item.gone:
@@ -319,8 +341,7 @@ class Schedule:
         job.item.unsure = True
         return True
 
-    def reread(self, message: MessageId, info: MessageInfo | None, now_ms: int) -> None:
-        """`info` is what the queue says of `message` now, after `answered` or `doubt` asked for it."""
+    def _reread(self, message: MessageId, info: MessageInfo | None, now_ms: int) -> None:
         item = self._items.get(message)
         if item is None:
             return
@@ -353,6 +374,7 @@ class Schedule:
 
     def _forget_all(self) -> None:
         """Everything may have changed. Running attempts go on, but not to their final step before we have read."""
+        self._overtaken = True
         for item in list(self._items.values()):
             for job in list(item.jobs):
                 if job.state not in _HANDS_OFF:

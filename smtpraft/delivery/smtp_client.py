@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Final, cast
 
 from smtpraft.delivery.attempt import (
     CONNECT_STATUS,
     GONE_STATUS,
+    LOOKUP_STATUS,
     Abandoned,
     Answer,
     DestinationFailed,
@@ -108,24 +111,8 @@ class SmtpConnection(asyncio.Protocol):
             DestinationFailed: no connection, no greeting, or no answer to our name. Always temporary: a server that
                 does not want to talk to us has said nothing about the mail (Postfix: smtp_skip_5xx_greeting).
         """
-        lmtp = destination.transport is Transport.LMTP
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeouts.connect_s):
-                if destination.path:
-                    _, connection = await loop.create_unix_connection(
-                        lambda: cls(lmtp=lmtp, timeouts=timeouts), destination.path
-                    )
-                else:
-                    _, connection = await loop.create_connection(
-                        lambda: cls(lmtp=lmtp, timeouts=timeouts), destination.host, destination.port
-                    )
-        except TimeoutError:
-            text = f"connect to {destination.site} timed out"
-            raise DestinationFailed(deferred(CONNECT_STATUS, text, "connect")) from None
-        except OSError as error:
-            text = f"connect to {destination.site}: {error.strerror or error}"
-            raise DestinationFailed(deferred(CONNECT_STATUS, text, "connect")) from None
+        connection = cls(lmtp=destination.transport is Transport.LMTP, timeouts=timeouts)
+        await connection._connect(destination)
         connection.peer = connection._peer_name(destination)
         try:
             await connection._greet(hostname.encode("ascii"))
@@ -133,6 +120,26 @@ class SmtpConnection(asyncio.Protocol):
             connection.abort()
             raise
         return connection
+
+    async def _connect(self, destination: Destination) -> None:
+        """Connect to the first address of the destination that answers (RFC 5321 §5.1: all are tried)."""
+        site, timeout_s = destination.site, self._timeouts.connect_s
+        if destination.path:
+            error = await _tried(self._loop.create_unix_connection(lambda: self, destination.path), timeout_s)
+        else:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    found = await self._loop.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
+            except (OSError, TimeoutError) as lookup:
+                text = f"cannot find the address of {site}: {_reason(lookup)}"
+                raise DestinationFailed(deferred(LOOKUP_STATUS, text, "connect")) from None
+            error = "it has no address"
+            for _, _, _, _, address in found:
+                error = await _tried(self._loop.create_connection(lambda: self, *address[:2]), timeout_s)
+                if not error:
+                    break
+        if error:
+            raise DestinationFailed(deferred(CONNECT_STATUS, f"connect to {site}: {error}", "connect"))
 
     def _peer_name(self, destination: Destination) -> str:
         assert self._transport is not None
@@ -428,6 +435,22 @@ class SmtpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._wake()
+
+
+async def _tried(connecting: Coroutine[None, None, object], timeout_s: float) -> str:
+    """Return why connecting failed, or ""."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await connecting
+    except (OSError, TimeoutError) as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: OSError | TimeoutError) -> str:
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return "timed out" if isinstance(error, TimeoutError) else str(error.strerror or error)
+    return os.strerror(error.errno)
 
 
 def _check(transaction: Transaction) -> None:

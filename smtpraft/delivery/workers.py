@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from smtpraft.config import DeliverySettings
 from smtpraft.delivery.addresses import BadAddress, split
 from smtpraft.delivery.attempt import Abandoned, Answer, DestinationFailed, Transaction, Verdict, deferred, failed
-from smtpraft.delivery.budget import ByteBudget
+from smtpraft.delivery.budget import MessageMemory
 from smtpraft.delivery.destination import DestinationQueue, Verge
 from smtpraft.delivery.maildir import Deposit, MaildirWriter, mailbox_path
 from smtpraft.delivery.metrics import DeliveryMetrics
@@ -44,7 +44,6 @@ class Desk(Protocol):
     settings: DeliverySettings
     hostname: str
     metrics: DeliveryMetrics
-    memory: ByteBudget
     draining: bool
     """Nothing more is to be begun."""
 
@@ -65,6 +64,9 @@ class Desk(Protocol):
 
     async def defer(self, job: Job, answer: Answer) -> None:
         """Conclude without an attempt: everybody gets `answer`, a temporary one; an expired message ends."""
+
+    def memory(self, queue: DestinationQueue) -> MessageMemory:
+        """Return what the queue's messages take their memory from."""
 
     async def body(self, info: MessageInfo) -> list[bytes]:
         """Return the message. Raises MessageNotFound."""
@@ -89,6 +91,7 @@ class SmtpWorker:
         self._desk = desk
         self._queue = queue
         self._timeouts = timeouts
+        self._memory = desk.memory(queue)
         self._loop = asyncio.get_running_loop()
         self._connection: SmtpConnection | None = None
         self._peer = ""
@@ -130,14 +133,14 @@ class SmtpWorker:
 
     async def _work(self, job: Job) -> None:
         info = job.item.info
-        await self._desk.memory.acquire(info.size_bytes)
+        await self._memory.acquire(info.size_bytes)
         try:
             content = await self._desk.body(info)
             await self._attempt(job, info, content)
         except MessageNotFound:
             self._desk.doubt(job)
         finally:
-            self._desk.memory.release(info.size_bytes)
+            self._memory.release(info.size_bytes)
 
     async def _attempt(self, job: Job, info: MessageInfo, content: list[bytes]) -> None:
         started = self._loop.time()
@@ -235,6 +238,7 @@ class MaildirWorker:
         self._queue = queue
         self._writer = writer
         self._threads = threads
+        self._memory = desk.memory(queue)
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
@@ -262,7 +266,7 @@ class MaildirWorker:
     async def _work(self, jobs: list[Job]) -> None:
         # All the memory at once: workers that each hold a part and wait for more would wait for each other.
         size_bytes = sum(job.item.info.size_bytes for job in jobs)
-        await self._desk.memory.acquire(size_bytes)
+        await self._memory.acquire(size_bytes)
         try:
             contents: list[tuple[Job, list[bytes]]] = []
             for job in jobs:
@@ -272,7 +276,7 @@ class MaildirWorker:
                     self._desk.doubt(job)
             await self._deposit(contents)
         finally:
-            self._desk.memory.release(size_bytes)
+            self._memory.release(size_bytes)
 
     async def _deposit(self, contents: list[tuple[Job, list[bytes]]]) -> None:
         started = self._loop.time()

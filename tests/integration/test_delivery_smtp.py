@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -149,10 +150,32 @@ async def test_a_session_that_cannot_be_had_says_nothing_of_the_message(rule: Ru
 async def test_a_refused_connection_is_a_failure_of_the_destination() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(DestinationFailed, match="Connect"):
+        with pytest.raises(DestinationFailed, match=r"connect to 127\.0\.0\.1: Connection refused"):
             await SmtpConnection.open(
                 parse_destination(f"smtp://127.0.0.1:{unused.getsockname()[1]}"), hostname="x", timeouts=TIMEOUTS
             )
+
+
+async def test_a_name_without_an_address_is_a_failure_of_the_destination() -> None:
+    with pytest.raises(DestinationFailed, match="cannot find the address of nowhere") as failure:
+        await SmtpConnection.open(parse_destination("smtp://nowhere.invalid:25"), hostname="x", timeouts=TIMEOUTS)
+    assert failure.value.answer.status == "4.4.3"
+
+
+async def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 5321 §5.1."""
+    loop = asyncio.get_running_loop()
+    real = loop.getaddrinfo
+
+    async def two(host: str, port: int, **kinds: Any) -> Any:
+        found = await real("127.0.0.1", port, **kinds)
+        return [(*found[0][:4], ("127.0.0.77", port)), *found]
+
+    async with Sink() as sink:
+        monkeypatch.setattr(loop, "getaddrinfo", two)
+        connection = await SmtpConnection.open(parse_destination(sink.url), hostname="x", timeouts=TIMEOUTS)
+        assert connection.peer == f"127.0.0.1:{sink.port}"
+        connection.quit()
 
 
 async def test_a_server_without_extensions_is_greeted_with_helo() -> None:

@@ -64,6 +64,15 @@ def take(plan: Schedule, now_ms: int = 0) -> Job | None:
     return None
 
 
+def reread(plan: Schedule, info: MessageInfo) -> None:
+    plan.begin_reading()
+    assert plan.end_rereading(info.id, info, 0)
+
+
+def is_current(job: Job) -> bool:
+    return job.current
+
+
 def outcome(job: Job, finish: Callable[[Recipient], spool.Result] = spool.delivered) -> Outcome:
     return Outcome(job.item.info.id, job.epoch, tuple(finish(recipient) for recipient in job.recipients))
 
@@ -121,7 +130,7 @@ def test_a_result_that_did_not_count_is_cleared_up_by_reading() -> None:
     assert plan.answered(job, counted=False)
     plan.change(Changes(2, released=(message(1),)), 0)
     assert take(plan) is None
-    plan.reread(message_id(1), message(1, epoch=2), 0)
+    reread(plan, message(1, epoch=2))
     again = take(plan)
     assert again is not None
     assert again.epoch == 2
@@ -133,7 +142,7 @@ def test_a_message_that_is_there_and_has_no_body_is_not_tried_in_a_loop() -> Non
     job = take(plan)
     assert job is not None
     plan.doubt(job)
-    plan.reread(message_id(1), message(1), 0)
+    reread(plan, message(1))
     assert take(plan) is None
     assert plan.next_due_ms(0) == 10_000
 
@@ -143,16 +152,16 @@ def test_an_attempt_is_not_current_once_the_epoch_is_another() -> None:
     plan.change(Changes(1, accepted=(message(1),)), 0)
     job = take(plan)
     assert job is not None
-    assert job.current
+    assert is_current(job)
     plan.change(Changes(2, moved_away=(message_id(1),)), 0)
-    assert not job.current
+    assert not is_current(job)
     plan.change(Changes(3, moved_here=(message(1, epoch=3),)), 0)
-    assert not job.current
+    assert not is_current(job)
     assert take(plan) is None, "one attempt at a time, the old one too"
     plan.put_back(job, 0)
     again = take(plan)
     assert again is not None
-    assert again.current
+    assert is_current(again)
 
 
 def test_what_was_not_read_again_after_a_resync_is_not_ours() -> None:
@@ -226,6 +235,30 @@ def test_a_message_held_and_released_while_its_result_is_on_its_way_is_not_sent_
     assert len(plan) == 0
 
 
+def test_a_resync_makes_every_read_that_is_under_way_worthless() -> None:
+    plan = schedule()
+    plan.begin_reading()
+    plan.change(Changes(1, resync=True), 0)
+    plan.end_reading([message(1)], 0)
+    assert take(plan) is None
+
+
+def test_a_message_that_moved_away_while_it_was_read_again_stays_away() -> None:
+    plan = schedule()
+    plan.change(Changes(1, accepted=(message(1),)), 0)
+    job = take(plan)
+    assert job is not None
+    plan.reported(job, outcome(job))
+    assert plan.answered(job, counted=False)
+    plan.begin_reading()
+    plan.change(Changes(2, moved_away=(message_id(1),)), 0)
+    assert not plan.end_rereading(message_id(1), message(1), 0)
+    assert take(plan) is None
+    plan.begin_reading()
+    assert plan.end_rereading(message_id(1), message(1, owner=OTHER, epoch=2), 0)
+    assert len(plan) == 0
+
+
 class World:
     """The replicated queue, whose changes and answers reach the schedule late."""
 
@@ -241,6 +274,7 @@ class World:
         self.reading: list[MessageInfo] | None = None
         self.resync = False
         self.reading_all = False
+        self.quiet = False
         self.heard = 0
         self.told_before = 0
         self.index = 0
@@ -318,7 +352,7 @@ class World:
         for recipient in job.recipients:
             key = (job.item.info.id, job.epoch, recipient.ordinal)
             # The invariant: nothing is attempted before every earlier result of ours is seen.
-            assert recipient.attempts >= self.sent.get(key, 0), "tried again although its result was on its way"
+            assert recipient.attempts >= self.sent.get(key, 0), f"tried again although its result was on its way {key}"
             self.sent[key] = recipient.attempts + 1
 
         def result(recipient: Recipient) -> spool.Result:
@@ -375,10 +409,15 @@ class World:
             self.mail.pop(0)()
 
     def reread(self) -> None:
-        if self.doubted:
+        if self.doubted and self.reading is None:
             name = self.doubted.pop()
+            info = self.infos.get(name)
+            self.plan.begin_reading()
+            for _ in range(0 if self.quiet else self.random.randint(0, 3)):
+                self.random.choice([self.hear, self.move, self.delete])()
             self.catch_up()
-            self.plan.reread(name, self.infos.get(name), self.now_ms)
+            if not self.plan.end_rereading(name, info, self.now_ms):
+                self.doubted.append(name)
 
     def read(self) -> None:
         """One page of a sweep, or what is due; the answer comes with a later step."""
@@ -436,6 +475,7 @@ def test_no_history_makes_it_send_twice_or_forget(seed: int) -> None:
         if info.owner == ME and info.held:
             changed = world.infos[info.id] = replace(info, held=False)
             world.tell(released=(changed,))
+    world.quiet = True
     quiet = [world.take, world.finish, world.hear, world.reread, world.read, world.pass_time]
     for _ in range(4000):
         for step in quiet:
