@@ -111,6 +111,17 @@ def test_a_follower_campaigns_between_one_and_two_election_timeouts() -> None:
     assert seen == set(range(10, 20))
 
 
+def test_granting_a_vote_starts_the_election_timeout_anew() -> None:
+    """Raft §5.2: give the winner the time to say so."""
+    solo = Solo(hard_state=HardState(1))
+    solo.core.raft.timeout_ticks = 10
+    for _ in range(9):
+        solo.core.tick()
+    solo.receive(VOTE, N2, term=1)
+    solo.core.tick()
+    assert solo.role() is Role.FOLLOWER
+
+
 def test_a_pre_vote_changes_neither_term_nor_vote() -> None:
     """Thesis §9.6: it asks about the next term without beginning it; a grant echoes the request's term."""
     solo = Solo(hard_state=HardState(2))

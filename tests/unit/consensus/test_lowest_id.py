@@ -109,6 +109,21 @@ def test_an_objection_ends_the_attempt() -> None:
     assert solo.role() is Role.FOLLOWER
 
 
+def test_a_lower_id_asks_for_leadership_when_its_log_has_met_the_leaders() -> None:
+    """Before that it would only keep the leader from taking proposals."""
+    solo = Solo(election="lowest-id", terms=[1])
+    for _ in range(30):
+        solo.receive(MessageType.HEARTBEAT, N2, term=2)
+        solo.core.tick()
+    assert of_type(solo.outputs(), MessageType.TRANSFER_LEADER) == []
+    solo.append(2, [2], prev_term=1, term=2)
+    for _ in range(10):
+        solo.receive(MessageType.HEARTBEAT, N2, term=2)
+        solo.core.tick()
+    (wish,) = of_type(solo.outputs(), MessageType.TRANSFER_LEADER)
+    assert (wish.to, wish.sender) == (N2, N1)
+
+
 def test_both_halves_of_a_cut_network_find_a_leader_but_one_commits() -> None:
     """Commit still takes a majority of all voters."""
     cluster = Cluster(1, 3, election="lowest-id", check_quorum=False)

@@ -149,6 +149,19 @@ def test_a_voter_removed_and_added_again_is_a_new_member() -> None:
     assert (after, fresh) == (membership, frozenset())
 
 
+def test_more_than_one_voter_takes_a_joint_membership() -> None:
+    """Thesis §4.1: else old and new majorities need not meet."""
+    with pytest.raises(InvalidConfChange):
+        Membership(frozenset({N1})).simple(change((ADD, N2), (ADD, N3)).changes)
+
+
+def test_a_demoted_voter_is_a_learner_when_the_joint_membership_is_left() -> None:
+    """Until then it votes in the outgoing half."""
+    membership, _ = Membership(frozenset({N1, N2})).enter_joint(change((LEARN, N2)).changes, auto_leave=True)
+    assert membership.conf_state() == ConfState((N1,), (), (N1, N2), (N2,), auto_leave=True)
+    assert membership.leave_joint().conf_state() == ConfState((N1,), (N2,))
+
+
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=7), st.lists(st.integers(0, 2**64 - 1), max_size=7))
 def test_committed_is_what_both_majorities_have(incoming: list[int], outgoing: list[int]) -> None:
     """By the definition: the highest index that at least half, and one more, have reached."""
@@ -249,7 +262,15 @@ def test_both_majorities_of_a_joint_membership_must_agree() -> None:
     solo.core.apply_conf_change(change((ADD, N2), (ADD, N3), transition=Transition.JOINT_EXPLICIT))
     solo.core.propose([b"x"])
     solo.settle()
-    assert solo.core.commit_index == 1
+    assert solo.core.commit_index == 1, "the old majority is not enough"
+    solo.ack(2, N2)
+    assert solo.core.commit_index == 2
+    solo = Solo()
+    solo.lead_committed()
+    solo.core.apply_conf_change(change((REMOVE, N2), (REMOVE, N3), transition=Transition.JOINT_EXPLICIT))
+    solo.core.propose([b"x"])
+    solo.settle()
+    assert solo.core.commit_index == 1, "the new majority is not enough"
     solo.ack(2, N2)
     assert solo.core.commit_index == 2
 

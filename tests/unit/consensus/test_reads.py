@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smtpraft.consensus import MessageType, ProposalDropped, ReadState
+from smtpraft.consensus import ChangeSingle, ChangeType, ConfChangeV2, MessageType, ProposalDropped, ReadState
 
 from .solo import N1, N2, N3, Solo, of_type
 
@@ -83,6 +83,19 @@ def test_a_read_waits_until_the_leader_has_committed_in_its_term(voters: tuple[s
         solo.receive(HEARTBEAT_RESP, N2, context=beat.context)
     solo.settle()
     assert solo.read_states == [ReadState(2, b"a")]
+
+
+def test_a_removed_leader_is_not_the_only_voter_there_is() -> None:
+    """It must ask the one that is left."""
+    solo = Solo(voters=[N1, N2], step_down_on_removal=False)
+    solo.lead_committed()
+    solo.core.apply_conf_change(ConfChangeV2((ChangeSingle(ChangeType.REMOVE_NODE, N1),)))
+    solo.core.read_index(b"a")
+    (beat,) = of_type(solo.outputs(), HEARTBEAT)
+    assert solo.read_states == []
+    solo.receive(HEARTBEAT_RESP, N2, context=beat.context)
+    solo.outputs()
+    assert solo.read_states == [ReadState(1, b"a")]
 
 
 def test_followers_pass_reads_on_and_get_the_answer() -> None:

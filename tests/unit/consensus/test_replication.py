@@ -77,6 +77,17 @@ def test_the_leader_may_commit_before_its_own_disk_is_done() -> None:
     assert ranges(solo.applies) == [(2, 2)]
 
 
+def test_a_new_leader_knows_of_nobody_but_itself() -> None:
+    solo = Solo(terms=[1, 1])
+    solo.lead()
+    assert [progress(solo, node)[1] for node in (N1, N2, N3)] == [3, 0, 0]
+    solo = Solo(terms=[1, 1], pre_vote=False, as_reference=True)
+    solo.core.campaign()
+    for node in (N2, N3):
+        solo.receive(MessageType.VOTE_RESP, node)
+    assert progress(solo, N1) == (ProgressState.REPLICATE, 2, 3), "its empty entry is not on its disk yet"
+
+
 def test_the_leader_counts_itself_when_its_disk_is_done() -> None:
     """Thesis §10.2.1."""
     solo = Solo()
@@ -342,6 +353,7 @@ def compacted(solo: Solo) -> Solo:
 def test_a_snapshot_goes_to_who_needs_what_is_compacted_if_it_is_there() -> None:
     """Not to a dead one: that would read the disk for nothing."""
     solo = compacted(Solo(terms=[1]))
+    solo.core.raft.tracker.progress[N3].flow_paused = False
     solo.core.propose([b"x"])
     assert of_type(solo.settle(), SNAP) == []
     solo.receive(MessageType.HEARTBEAT_RESP, N3)
@@ -368,6 +380,7 @@ def test_after_a_snapshot_the_follower_is_probed_behind_it_or_from_its_match(ok:
     solo.settle()
     solo.core.report_snapshot(N3, ok=ok)
     assert progress(solo, N3) == (ProgressState.PROBE, 0, next_index)
+    solo.core.propose([b"x"])
     assert of_type(solo.settle(), APP, N3) == [], "its answer, or the next heartbeat's, starts the appends"
 
 
@@ -444,6 +457,18 @@ def test_joined_appends_respect_the_size_of_a_message() -> None:
     for _ in range(3):
         solo.core.propose([b"x" * 10])
     assert ranges(of_type(solo.outputs(), APP, N2)) == [(2, 3), (4, 4)]
+
+
+def test_an_append_that_goes_back_is_not_joined() -> None:
+    """The peer was found unreachable in the same turn: what follows begins at its last match."""
+    solo = Solo()
+    solo.lead_committed()
+    solo.core.propose([b"x"])
+    solo.outputs()
+    solo.core.propose([b"y"])
+    solo.core.report_unreachable(N2)
+    solo.receive(MessageType.HEARTBEAT_RESP, N2)
+    assert ranges(of_type(solo.outputs(), APP, N2)) == [(3, 3), (2, 3)]
 
 
 def test_acknowledgements_of_one_turn_are_joined() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smtpraft.consensus import (
+    LEAVE_JOINT,
     ChangeSingle,
     ChangeType,
     ConfChangeV2,
@@ -39,6 +40,27 @@ def test_an_acknowledged_write_of_an_earlier_term_says_nothing_of_the_entries() 
     assert solo.core.stable_index == 1
     solo.store(1)
     assert solo.core.stable_index == 2
+
+
+def test_an_acknowledged_write_says_nothing_of_entries_that_replaced_its_own_in_the_same_term() -> None:
+    solo = Solo()
+    solo.append(1, [1, 1], prev_term=0, term=1)
+    solo.outputs()
+    solo.receive(MessageType.VOTE, N3, term=3, context=b"CampaignTransfer")  # Writes what is not known to be stored.
+    solo.outputs()
+    solo.append(2, [3], prev_term=1, term=3, sender=N3)
+    solo.outputs()
+    solo.store(2)
+    assert solo.core.stable_index == 0
+    solo.store()
+    assert solo.core.stable_index == 2
+
+
+def test_a_vote_in_a_term_that_is_known_must_be_synced_too() -> None:
+    solo = Solo(hard_state=HardState(3))
+    solo.receive(MessageType.VOTE, N2, term=3)
+    output = solo.core.ready()
+    assert (output.hard_state, output.must_sync) == (HardState(3, N2), True)
 
 
 def test_every_write_tells_how_far_the_log_is_stored_while_something_is_not() -> None:
@@ -123,6 +145,8 @@ def test_membership_changes_that_a_snapshot_overtook_do_not_change_its_membershi
     solo.store()
     assert solo.core.conf_state == later
     assert solo.core.applied_index == 9
+    solo.core.apply_conf_change(LEAVE_JOINT)
+    assert solo.core.conf_state == ConfState((N1,))
 
 
 def test_synchronous_storage_holds_answers_back_by_itself() -> None:
