@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,11 +61,14 @@ class Sink:
         port: int = 0,
         delay_s: dict[str, float] | None = None,
         read_pause_s: float = 0.0,
+        receive_bytes: int = 0,
     ) -> None:
         self.rule = rule
         self.extensions = extensions
         self.delay_s = delay_s or {}
         self.read_pause_s = read_pause_s
+        self.receive_bytes = receive_bytes
+        """How much the kernel may hold for us, 0: as it likes. It counts before the first `read_pause_s`."""
         self.received: list[Received] = []
         self.sessions: list[Session] = []
         self.open_sessions = 0
@@ -85,7 +89,10 @@ class Sink:
         if self._path:
             self._server: asyncio.Server = await asyncio.start_unix_server(self._serve, self._path, limit=1 << 30)
         else:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 30)
+            listener = socket.create_server(("127.0.0.1", self.port))
+            if self.receive_bytes:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
+            self._server = await asyncio.start_server(self._serve, sock=listener, limit=1 << 30)
             self.port = self._server.sockets[0].getsockname()[1]
         return self
 

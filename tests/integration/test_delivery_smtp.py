@@ -341,6 +341,26 @@ async def test_a_pause_while_the_body_is_written_stops_the_dot() -> None:
         assert not sink.received
 
 
+async def test_the_last_question_is_asked_when_nothing_waits_in_this_process() -> None:
+    """Else a pause between the question and the write of what waits would send the dot without asking."""
+    content = [b"Subject: x\r\n\r\n", *[b"x" * 998 + b"\r\n"] * 40]
+    waiting: list[int] = []
+    async with Sink(read_pause_s=0.2, receive_bytes=2048) as sink:
+        connection = await SmtpConnection.open(parse_destination(sink.url), hostname="x", timeouts=TIMEOUTS)
+        transport = connection._transport
+        assert transport is not None
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def may_send() -> bool:
+            waiting.append(transport.get_write_buffer_size())
+            return True
+
+        (answer,) = await connection.send(transaction(content=content, may_send=may_send))
+        assert answer.verdict is Verdict.DELIVERED
+        assert waiting[-1] == 0
+        connection.quit()
+
+
 async def test_a_big_message_to_a_slow_reader_arrives() -> None:
     lines = [b"%07d " % i + b"y" * 60 + b"\r\n" for i in range(150_000)]
     body = b"Subject: x\r\n\r\n" + b".stuffed\r\n" + b"".join(lines)
@@ -479,6 +499,7 @@ async def test_a_recipient_that_a_confused_server_accepted_gets_no_empty_message
     "check",
     [
         test_a_pause_while_the_body_is_written_stops_the_dot,
+        test_the_last_question_is_asked_when_nothing_waits_in_this_process,
         test_a_big_message_to_a_slow_reader_arrives,
         test_a_reply_that_comes_before_the_whole_message_is_the_answer,
         test_an_idle_connection_tells_when_the_server_leaves,
