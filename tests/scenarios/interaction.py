@@ -149,6 +149,7 @@ class InteractionRunner:
             "disable-conf-change-validation": False,
         }
         inflight, max_apply_bytes, lease_reads = 2**31 - 1, 0, False
+        max_append_bytes = NO_LIMIT
         for argument in block.named:
             for value in argument.values:
                 match argument.key:
@@ -162,6 +163,8 @@ class InteractionRunner:
                         inflight = int(value)
                     case "max-committed-size-per-ready":
                         max_apply_bytes = int(value)
+                    case "max-append-bytes":  # Not in the reference's files, only in our own.
+                        max_append_bytes = int(value)
                     case "read-only":
                         if value not in {"safe", "lease-based"}:
                             raise CommandError(f'invalid read-only option "{value}"')
@@ -179,7 +182,7 @@ class InteractionRunner:
                 id=node_id(number),
                 election_ticks=3,
                 heartbeat_ticks=1,
-                max_append_bytes=NO_LIMIT,
+                max_append_bytes=max_append_bytes,
                 max_inflight_messages=inflight,
                 max_inflight_bytes=0,
                 max_uncommitted_bytes=0,
