@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | bench | bench-system | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench bench-system lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -26,6 +26,10 @@ test: .venv/.test
 bench: .venv/.bench
 	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=median,iqr,min,max,rounds --benchmark-warmup=on $(ARGS)
+
+# Next to Postfix (as root, Debian's package postfix): ARGS=--quick, --memory, --failover, --write docs/performance.md
+bench-system: .venv/.run
+	@$(BIN)/python -m benches.system $(ARGS)
 
 lint: .venv/.lint
 	@echo "lint: ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

@@ -90,7 +90,7 @@ def _measure(arguments: argparse.Namespace, directory: Path) -> tuple[str, str]:
             text += f"\nChanges of leader seen by a node, the first one included: {changes}.\n"
         cluster.end()
     minutes = (time.monotonic() - began) / 60
-    return name, f"{_conditions(load_before, minutes)}\n{text}"
+    return name, f"{_conditions(load_before, minutes, name == 'comparison')}\n{text}"
 
 
 def _targets(
@@ -109,14 +109,14 @@ def _targets(
     return [leader, hold, follower, discard, everywhere, relay, relayed], ""
 
 
-def _conditions(load_before: float, minutes: float) -> str:
+def _conditions(load_before: float, minutes: float, with_peer: bool) -> str:
     now = dt.datetime.now(dt.UTC)
-    with_postfix = f"Postfix {postfix.version()}, " if not postfix.why_not() else ""
+    peer = f"Postfix {postfix.version()}, " if with_peer and not postfix.why_not() else ""
     return (
         f"{now:%Y-%m-%d %H:%M} UTC, {minutes:.0f} minutes; load average before it {load_before:.2f}.\n"
         f"`{' '.join(['python -m benches.system', *sys.argv[1:]])}`\n\n"
         f"{os.cpu_count()} CPUs ({_processor()}), {_memory_gib():.0f} GiB, Linux {platform.release()}, "
-        f"{_file_system(tempfile.gettempdir())}; {with_postfix}"
+        f"{_file_system(tempfile.gettempdir())}; {peer}"
         f"smtpraft {smtpraft.__version__} ({'compiled' if COMPILED else 'pure'}), "
         f"CPython {platform.python_version()}.\n"
     )

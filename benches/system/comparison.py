@@ -12,6 +12,7 @@ from typing import Final
 from . import floor, latency, load
 from .floor import Floor
 from .latency import Latency
+from .processes import busy_share
 from .target import Target, Usage
 
 SESSIONS: Final = (1, 10, 100)
@@ -47,6 +48,8 @@ class Results:
     runs: defaultdict[Case, list[Run]] = field(default_factory=lambda: defaultdict(list))
     latencies: defaultdict[Case, list[Latency]] = field(default_factory=lambda: defaultdict(list))
     floors: list[Floor] = field(default_factory=list)
+    busy_shares: list[float] = field(default_factory=list)
+    """Of all CPUs, before each round: what others do on this machine, and the nodes' heartbeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def compare(targets: Sequence[Target], directory: Path, plan: Plan, say: Callabl
         for target in _able(targets, sessions):
             rates[target.name, sessions] = _run(target, sessions, _WARM_UP_MESSAGES[sessions]).rate
     for number in range(1, plan.rounds + 1):
+        results.busy_shares.append(busy_share(plan.floor_s))
         results.floors.append(floor.measure(directory, plan.floor_s))
         for sessions in SESSIONS:
             for target in _able(targets, sessions):

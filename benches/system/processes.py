@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,14 @@ def cpu_seconds(pid: int, *, dead_children: bool = False) -> float:
         return 0.0
     times = fields[11:15] if dead_children else fields[11:13]  # utime, stime, cutime, cstime (proc_pid_stat(5))
     return sum(map(int, times)) / _TICKS_PER_S
+
+
+def busy_share(seconds: float) -> float:
+    """Return which part of all CPUs' time is not idle, over the next `seconds`."""
+    before = _cpu_times()
+    time.sleep(seconds)
+    spent = [now - then for now, then in zip(_cpu_times(), before, strict=True)]
+    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))  # idle, iowait (proc_stat(5))
 
 
 def family(pid: int) -> dict[int, str]:
@@ -41,6 +50,10 @@ def memory_mib(pid: int) -> tuple[float, float]:
 def disk_mib(directory: Path) -> float:
     """Return the blocks that files below `directory` take, in MiB."""
     return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file()) / _MIB
+
+
+def _cpu_times() -> list[int]:
+    return [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def _stat(pid: int) -> list[str] | None:

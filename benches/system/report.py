@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -36,7 +36,7 @@ def verdict(results: Results) -> str:
         ratios = _ratios_of(results, ("smtpraft, leader", sessions), ("postfix-hold", sessions))
         if ratios:
             word = "not slower" if median(ratios) >= 1 else "SLOWER"
-            lines.append(f"- {sessions} sessions: {word} than postfix-hold, {_spread(ratios, 2)} times its rate")
+            lines.append(f"- {_heading(sessions)}: {word} than postfix-hold, {_spread(ratios, 2)} times its rate")
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -46,15 +46,15 @@ def memory_text(samples: Sequence[Sample]) -> str:
         (
             f"{sample.messages}",
             f"{sample.rate:.0f}" if sample.rate else "",
-            *(f"{mib:.0f}" for mib in sample.resident_mib),
-            *(f"{mib:.0f}" for mib in sample.anonymous_mib),
-            *(f"{mib:.0f}" for mib in sample.disk_mib),
+            *(
+                " / ".join(f"{mib:.0f}" for mib in nodes)
+                for nodes in (sample.resident_mib, sample.anonymous_mib, sample.disk_mib)
+            ),
         )
         for sample in samples
     ]
-    nodes = [f"node-{place}" for place in range(1, len(samples[0].resident_mib) + 1)]
-    kinds = [f"{kind} {node}" for kind in ("resident", "anonymous", "disk") for node in nodes]
-    return _title("Memory and disk in MiB", _table(["messages", "messages/s", *kinds], rows))
+    columns = ["messages", "messages/s", "resident", "of it anonymous", "on disk"]
+    return _title("MiB of each node", _table(columns, rows))
 
 
 def failover_text(found: Failovers) -> str:
@@ -107,7 +107,7 @@ def _ratios(results: Results) -> str:
                 continue  # they do different things
             cells = [_spread(_ratios_of(results, (name, sessions), (peer, sessions)), 2) for sessions in SESSIONS]
             rows.append((name, peer, *cells))
-    return _table(["", "divided by", *(f"{sessions} sessions" for sessions in SESSIONS)], rows) if rows else ""
+    return _table(["", "divided by", *map(_heading, SESSIONS)], rows) if rows else ""
 
 
 def _ratios_of(results: Results, case: Case, peer: Case) -> list[float]:
@@ -133,7 +133,7 @@ def _cpu(results: Results) -> str:
     for name in results.targets:
         cells = [_spread([total(run) for run in results.runs[name, sessions]], 0) for sessions in SESSIONS]
         rows.append((name, *cells, _processes(results.runs[name, SESSIONS[-1]])))
-    columns = ["all processes:", *(f"{sessions} sessions" for sessions in SESSIONS)]
+    columns = ["all processes:", *map(_heading, SESSIONS)]
     return _table([*columns, f"each, at {SESSIONS[-1]}"], rows)
 
 
@@ -182,17 +182,22 @@ def _floor(results: Results) -> str:
             _spread([floor.trip_p99_us for floor in floors], 0),
         ),
     ]
-    return _table(["", "p50 (µs)", "p99 (µs)"], rows)
+    busy = _spread([100 * share for share in results.busy_shares], 0)
+    table = _table(["", "p50 (µs)", "p99 (µs)"], rows)
+    return f"{table}\nCPUs busy before each round, all of this at rest: {busy} %.\n"
 
 
 # ---- text ----
 
 
-def _by_sessions(results: Results, cell: object, names: Iterable[str] | None = None) -> str:
-    assert callable(cell)
+def _heading(sessions: int) -> str:
+    return "1 session" if sessions == 1 else f"{sessions} sessions"
+
+
+def _by_sessions(results: Results, cell: Callable[[Case], str], names: Iterable[str] | None = None) -> str:
     chosen = results.targets if names is None else names
-    rows = [(name, *(str(cell((name, sessions))) for sessions in SESSIONS)) for name in chosen]
-    return _table(["", *(f"{sessions} sessions" for sessions in SESSIONS)], rows)
+    rows = [(name, *(cell((name, sessions)) for sessions in SESSIONS)) for name in chosen]
+    return _table(["", *map(_heading, SESSIONS)], rows)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -211,6 +216,6 @@ def _title(title: str, table: str) -> str:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(columns), *(list(row) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
-    text = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    text.insert(1, "|".join("-" * (width + 2) for width in widths)[1:-1])
-    return "".join(f"| {line} |\n" for line in text)
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
