@@ -60,6 +60,8 @@ class Plan:
     run_s: float
     latency_s: float
     floor_s: float
+    warm_up: float = 1.0
+    """Less than 1: shorter, and the first run of a case pays for what starts with it."""
 
 
 def compare(targets: Sequence[Target], directory: Path, plan: Plan, say: Callable[[str], None]) -> Results:
@@ -72,7 +74,9 @@ def compare(targets: Sequence[Target], directory: Path, plan: Plan, say: Callabl
     rates: dict[Case, float] = {}
     for sessions in SESSIONS:
         for target in _able(targets, sessions):
-            rates[target.name, sessions] = _run(target, sessions, _WARM_UP_MESSAGES[sessions]).rate
+            rates[target.name, sessions] = _run(
+                target, sessions, round(plan.warm_up * _WARM_UP_MESSAGES[sessions])
+            ).rate
     for number in range(1, plan.rounds + 1):
         results.busy_shares.append(busy_share(plan.floor_s))
         results.floors.append(floor.measure(directory, plan.floor_s))
