@@ -361,6 +361,21 @@ async def test_the_last_question_is_asked_when_nothing_waits_in_this_process() -
         connection.quit()
 
 
+async def test_what_is_written_is_in_the_kernel_before_the_loop_turns() -> None:
+    """The dot follows the question at once: no loop may keep it for its next turn. This is what we rely on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: SmtpConnection(lmtp=False, timeouts=TIMEOUTS), *listener.getsockname()
+        )
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(5)
+            connection._write(b".\r\n")
+            assert peer.recv(10) == b".\r\n"  # blocks the loop
+        connection.abort()
+        await asyncio.sleep(0)
+
+
 async def test_a_big_message_to_a_slow_reader_arrives() -> None:
     lines = [b"%07d " % i + b"y" * 60 + b"\r\n" for i in range(150_000)]
     body = b"Subject: x\r\n\r\n" + b".stuffed\r\n" + b"".join(lines)
@@ -500,6 +515,7 @@ async def test_a_recipient_that_a_confused_server_accepted_gets_no_empty_message
     [
         test_a_pause_while_the_body_is_written_stops_the_dot,
         test_the_last_question_is_asked_when_nothing_waits_in_this_process,
+        test_what_is_written_is_in_the_kernel_before_the_loop_turns,
         test_a_big_message_to_a_slow_reader_arrives,
         test_a_reply_that_comes_before_the_whole_message_is_the_answer,
         test_an_idle_connection_tells_when_the_server_leaves,
