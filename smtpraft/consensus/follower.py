@@ -90,7 +90,7 @@ def _store(raft: Raft, message: Message) -> int:
     assert new > raft.raftlog.commit_index
     if block_range(block)[3] > message.term:
         raise InvalidMessage(f"entries of a later term than their leader's, {message.term}")
-    raft.keep_unsent(new)
+    raft.leaving(new, log.last_index)
     _append_block(raft, block, new)
     raft.raftlog.cut(new)
     return last
@@ -158,7 +158,7 @@ def _restore(raft: Raft, snapshot: SnapshotMeta) -> bool:
     membership = Membership.restore(state)
     if raft.superseded is None:
         raft.superseded = raft.tracker.membership
-    raft.keep_unsent(0)
+    raft.leaving(log.first_index, log.last_index)
     raftlog.restore(snapshot)
     raft.tracker.install(membership, membership.tracked, log.last_index)
     return True

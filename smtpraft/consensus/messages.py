@@ -128,8 +128,7 @@ class Message:
     (`sender` is who asks, also where another node passes it on.)"""
     entries: EntryRange = NO_ENTRIES
     block: bytes = b""
-    """APP as received: the encoded entries after `index`. On the sending side usually empty: then `entries` says which;
-    if not, these bytes go, for the log no longer has them."""
+    """APP as received: the encoded entries after `index`. The sender names them by `entries`."""
     payloads: tuple[tuple[int, bytes], ...] = ()
     """PROP: (kind, payload) of each proposal; they get index and term from the leader."""
     snapshot: SnapshotMeta | None = None

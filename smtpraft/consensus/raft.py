@@ -266,18 +266,19 @@ class Raft:
                 return
         self.after_append.append(Message(APP_RESP, to, self.id, self.term, index=index))
 
-    def keep_unsent(self, first: int) -> None:
-        """Entries from `first` on are about to be replaced: give the queued appends that name them their bytes.
+    def leaving(self, first: int, last: int) -> None:
+        """Entries `first` to `last` are about to leave the log: drop the queued appends that name some of them.
 
-        They were sent while this node led, in its term, and say what was true then.
+        By the time they are sent the range could mean other entries, of another leader. To the peer they got lost on
+        the way.
         """
         kept = []
         for message in self.messages:
-            if message.type is APP and message.entries and message.entries.last >= first and not message.block:
-                try:
-                    message.block = b"".join(self.log.spans(message.entries.first, message.entries.last))
-                except NotCached:
-                    continue  # As good as lost on the way.
+            entries = message.entries
+            if message.type is APP and entries and entries.first <= last and entries.last >= first:
+                if not self.config.as_reference:
+                    continue
+                message.block = message.block or b"".join(self.log.spans(entries.first, entries.last))
             kept.append(message)
         self.messages = kept
         self.unsent_appends.clear()

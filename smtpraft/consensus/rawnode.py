@@ -6,9 +6,9 @@
         output = node.ready()          everything in it counts as handed out; see `Output`
 
 With asynchronous storage `output.messages` is all there is to do. A message names entries by range: turn ranges into
-bytes (`log.spans`) before the next call into the node, which may replace them. An APP that waited while that happened
-has its bytes in `block` already: send those. The append and the apply worker are each first in, first out, and lose
-nothing. Each response of a finished message goes to its `to`: into `step` if that is this node, else over the network.
+bytes (`log.spans`) before the next call into the node, which may replace them. The append and the apply worker are
+each first in, first out, and lose nothing. Each response of a finished message goes to its `to`: into `step` if that is
+this node, else over the network. Compact the log through the node only.
 
 Without (`async_storage=False`) do, in this order: store `hard_state`, `snapshot` and `entries`, and sync if
 `must_sync`; apply `committed`; send `messages`; `advance`.
@@ -346,7 +346,7 @@ class RawNode:
         """Drop the entries up to `to_index` from the log; all that this node needs of them is stored elsewhere."""
         assert to_index <= self.applied_index, f"compact to {to_index}, applied {self.applied_index}"
         assert to_index <= self.stable_index, f"compact to {to_index}, stored {self.stable_index}"
-        self.raft.keep_unsent(0)
+        self.raft.leaving(self.log.first_index, to_index)
         self.log.compact(to_index)
 
     # What to do.

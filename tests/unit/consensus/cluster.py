@@ -129,7 +129,7 @@ class Server:
                     entries = self.log.entries(message.entries.first, message.entries.last)
                     self.applies.append((entries, message.responses))
                 else:
-                    if message.entries and not message.block:
+                    if message.entries:
                         message.block = b"".join(self.log.spans(message.entries.first, message.entries.last))
                     if message.type is MessageType.SNAP:
                         self.core.report_snapshot(message.to, ok=True)

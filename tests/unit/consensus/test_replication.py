@@ -480,9 +480,36 @@ def test_acknowledgements_of_one_turn_are_joined() -> None:
     assert [(answer.index, answer.reject) for answer in solo.store()] == [(2, False), (9, True)]
 
 
-def test_a_queued_append_keeps_its_entries_when_the_log_is_cut() -> None:
-    """etcd copies entries into messages; ours name a range, which another leader may replace before they leave."""
+@pytest.mark.parametrize("how", ["cut", "snapshot"])
+def test_a_queued_append_does_not_outlive_its_entries(how: str) -> None:
+    """Ours name a range, which may mean other entries, or none, by the time they leave (openraft log_stream.md)."""
     solo = Solo(terms=[1])
+    solo.lead_committed()
+    solo.core.propose([b"mine"])
+    if how == "cut":
+        solo.append(3, [9], prev_term=2, term=9, sender=N3)
+    else:
+        solo.receive(SNAP, term=9, snapshot=SnapshotMeta(30, 9, ConfState((N1, N2, N3))))
+    assert of_type(solo.outputs(), APP) == []
+
+
+def test_a_queued_append_does_not_outlive_a_compaction() -> None:
+    solo = Solo(terms=[1, 1, 1])
+    solo.lead()
+    solo.ack(4, N2)
+    solo.settle()
+    solo.receive(APP_RESP, N3, index=3, reject=True, reject_hint=1, log_term=1)
+    solo.core.compact(2)
+    assert of_type(solo.outputs(), APP) == []
+    solo.receive(MessageType.HEARTBEAT_RESP, N3)
+    solo.snapshot = SnapshotMeta(4, 2, ConfState((N1, N2, N3)))
+    solo.receive(MessageType.HEARTBEAT_RESP, N3)
+    assert len(of_type(solo.outputs(), SNAP)) == 1
+
+
+def test_as_the_reference_a_queued_append_keeps_its_entries() -> None:
+    """The reference copies entries into messages."""
+    solo = Solo(terms=[1], as_reference=True)
     solo.lead_committed()
     solo.core.propose([b"mine"])
     expected = b"".join(solo.log.spans(3, 3))
