@@ -214,7 +214,10 @@ class Driver:
         """Return how long this node's lease lasts; 0 if it holds none."""
         session = self.proposals.session
         now = monotonic()
-        if self.core.role is Role.LEADER:
+        # As for the others: until it has applied what its predecessors left, a leader knows of no session, not of its
+        # own either. The end of that one may be committed, and its work in the hands of others.
+        up_to_date = self.applier.applied_index >= self._leader_started_index
+        if self._role is Role.LEADER and self.core.role is Role.LEADER and up_to_date:
             self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
         return self.heartbeats.holder.remaining_s(now, session)
 

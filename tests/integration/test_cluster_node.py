@@ -6,7 +6,8 @@ import asyncio
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from smtpraft.cluster import (
     derive_cluster_id,
     free_port,
 )
+from smtpraft.cluster.machine import Item
 from smtpraft.types import NodeId
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "kv.py"
@@ -208,3 +210,39 @@ async def test_a_command_that_no_entry_holds_is_refused_by_size(cluster: Cluster
 def test_the_example_in_the_documentation_runs() -> None:
     done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["it was blue", "it is green"], done.stderr
+
+
+async def test_a_new_leader_that_was_declared_down_holds_no_lease_before_it_knows(tmp_path: Path) -> None:
+    """It lags behind with applying, so it still believes in the session that its log says has ended."""
+    cluster = Cluster(tmp_path, 3, lease_ms=600)
+    await cluster.start_all()
+    gate = threading.Event()
+    try:
+        leader = await cluster.leader()
+        laggard = next(node for node in cluster.nodes.values() if node is not leader)
+        await wait_until(lambda: len(leader.status().nodes_up) == 3 and laggard.lease_valid())
+        laggard_driver, machine = laggard._driver, cluster.machines[laggard.id]
+        session = laggard_driver.proposals.session
+        hear, apply = laggard_driver.frames_received, machine.apply  # type: ignore[attr-defined]
+
+        def apply_late(items: Sequence[Item], notes: bytes) -> Sequence[object]:
+            gate.wait(20)
+            return apply(items, notes)  # type: ignore[no-any-return]
+
+        laggard_driver.frames_received = lambda peer, frames: None  # type: ignore[method-assign]
+        await wait_until(lambda: laggard.id not in leader.status().nodes_up)
+        machine.apply = apply_late  # type: ignore[attr-defined]
+        laggard_driver.frames_received = hear  # type: ignore[method-assign]
+        await wait_until(lambda: laggard.status().commit_index >= leader.status().commit_index)
+        assert laggard_driver.proposals.session == session
+        await leader.transfer_leadership(laggard.id)
+        await wait_until(lambda: laggard.is_leader)
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+            assert not laggard.lease_valid()
+        gate.set()
+        await wait_until(laggard.lease_valid)
+        assert laggard_driver.proposals.session > session
+    finally:
+        gate.set()
+        await cluster.stop_all()
