@@ -46,9 +46,15 @@ class Call:
 class Strace:
     """`async with Strace(nodes, path)`: from here to there everything they write and sync is in `path`."""
 
-    def __init__(self, nodes: Sequence[DemoNode], path: Path) -> None:
+    def __init__(self, nodes: Sequence[DemoNode], path: Path, *, inject: str = "", only: Iterable[Path] = ()) -> None:
+        """`inject`: what happens to them, as in strace's `-e inject=`; `only`: to calls on these files."""
         self._nodes = nodes
         self._path = path
+        self._options = ["-s", str(STRING_BYTES), "-e", f"trace={TRACED}"]
+        if inject:
+            self._options = ["-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]
+        for file in only:
+            self._options += ["-P", str(file)]
 
     async def __aenter__(self) -> Self:
         """Attach.
@@ -59,7 +65,7 @@ class Strace:
         program = shutil.which("strace")
         if program is None:
             pytest.skip("strace is not installed")
-        command = [program, "-f", "-ttt", "-y", "-s", str(STRING_BYTES), "-e", f"trace={TRACED}", "-o", str(self._path)]
+        command = [program, "-f", "-ttt", "-y", "-o", str(self._path), *self._options]
         for node in self._nodes:
             assert node.process is not None
             command += ["-p", str(node.process.pid)]
@@ -81,7 +87,8 @@ class Strace:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=messages, start_new_session=True)
 
     async def __aexit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
         try:
             await asyncio.to_thread(self._process.wait, ATTACH_S)
         finally:

@@ -1,0 +1,95 @@
+"""The disk of a running node fails, hangs, or is the last thing it ever asked for: `strace` stands in for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from smtpraft.cli.demo.nodes import DemoNode
+from smtpraft.cli.exits import Exit
+
+from .cluster import WAIT_S, Stage, wait_for
+from .figures import Figures
+from .syscalls import Strace
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+
+HANG_US: Final = 5_000_000
+
+
+def log_files(node: DemoNode) -> list[Path]:
+    return sorted((node.directory / "data" / "wal").glob("*.*"))
+
+
+async def wait_end(node: DemoNode) -> int:
+    """Return the exit status once the node has ended by itself."""
+    assert node.process is not None
+    return await asyncio.to_thread(node.process.wait, WAIT_S)
+
+
+async def test_a_sync_that_fails_ends_the_node_and_loses_nothing(directory: Path) -> None:
+    """D4: after an error the kernel may have dropped the pages; to ask again would get a lie. Others take over."""
+    async with Stage(directory, expected=(" ERROR ", "Traceback")) as stage:
+        async with stage.load() as load:
+            for node in (await stage.cluster.leader(), stage.cluster.nodes[0]):
+                await load.wait_acknowledged(40)
+                outage = stage.journal.outage(node.id)
+                async with Strace(
+                    [node], directory / "trace", inject="fdatasync:error=EIO:when=3", only=log_files(node)
+                ):
+                    assert await wait_end(node) == Exit.SOFTWARE, node.last_words()
+                assert "Input/output error" in (node.directory / "log").read_text()
+                await load.wait_acknowledged(40)
+                await stage.restart(outage)
+            await load.finish()
+        await stage.settle()
+        stage.check_mail()
+        stage.journal.check_sessions()
+
+
+async def test_a_leader_whose_disk_hangs_is_replaced(directory: Path, figures: Figures) -> None:
+    """L7: its heartbeats alone must not keep it in office. Not even its own clients are refused: others have disks."""
+    async with Stage(directory) as stage:
+        async with stage.load() as load:
+            await load.wait_acknowledged(60)
+            leader = await stage.cluster.leader()
+            others = stage.cluster.others(leader)
+            began = time.monotonic()
+            async with Strace(
+                [leader], directory / "trace", inject=f"fdatasync:delay_enter={HANG_US}", only=log_files(leader)
+            ):
+                await wait_for(lambda: led_by_one_of(stage, others), "another leads")
+                figures.add("leader with a hanging disk: replaced after", [time.monotonic() - began], "s")
+                await load.wait_acknowledged(60)
+            await load.wait_acknowledged(60)
+            await load.finish()
+        await stage.settle()
+        stage.check_mail()
+        stage.journal.check_sessions()
+
+
+async def led_by_one_of(stage: Stage, nodes: list[DemoNode]) -> bool:
+    return any(status is not None and status["role"] == "leader" for _, status in await stage.cluster.statuses(nodes))
+
+
+async def test_a_leader_killed_at_a_system_call_loses_nothing(directory: Path) -> None:
+    """Aimed at the moments that matter: as it writes or syncs its log, or speaks to others."""
+    async with Stage(directory) as stage:
+        async with stage.load() as load:
+            for when, call in enumerate(("fdatasync", "pwritev2", "writev", "write", "fdatasync", "pwritev2"), start=1):
+                await load.wait_acknowledged(40)
+                leader = await stage.cluster.leader()
+                outage = stage.journal.outage(leader.id)
+                async with Strace([leader], directory / "trace", inject=f"{call}:signal=SIGKILL:when={when}"):
+                    code = await wait_end(leader)
+                assert code == -9
+                outage.since = time.monotonic()
+                await load.wait_acknowledged(40)
+                await stage.restart(outage)
+            await load.finish()
+        await stage.settle()
+        stage.check_mail()
