@@ -86,3 +86,8 @@ def deferred(status: str, text: str, command: str = "") -> Answer:
 def failed(status: str, text: str, command: str = "") -> Answer:
     """Return a permanent failure in our own words."""
     return Answer(Verdict.FAILED, 0, status, text, command)
+
+
+def clipped(text: str, bytes_max: int) -> str:
+    """Return the beginning of a server's words, `bytes_max` long at most in UTF-8."""
+    return text.encode("utf-8", "replace")[:bytes_max].decode("utf-8", "ignore")

@@ -21,12 +21,13 @@ from email.utils import format_datetime
 from typing import Final
 
 from smtpraft.delivery import addresses
-from smtpraft.delivery.attempt import Answer
+from smtpraft.delivery.attempt import Answer, clipped
 
 RETURNED_BYTES_MAX: Final = 50_000  # Postfix: bounce_size_limit
 HEADER_BYTES_MAX: Final = 16_000
-TEXT_CHARS_MAX: Final = 500
-ALL_TEXT_CHARS_MAX: Final = 200_000  # a thousand failed recipients must still make a log entry of less than 1 MiB
+TEXT_BYTES_MAX: Final = 500
+ALL_TEXT_BYTES_MAX: Final = 100_000  # as many failed recipients as an attempt may have must fit a log entry
+PEOPLE_RECIPIENTS_MAX: Final = 100  # explained to the person; programs are told of all
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -76,7 +77,7 @@ def notification(
     except addresses.BadAddress:
         return None
     utf8 = not all(r.address.isascii() for r in recipients) or not returned.sender.isascii()
-    limit = max(80, min(TEXT_CHARS_MAX, ALL_TEXT_CHARS_MAX // max(1, len(recipients))))
+    limit = max(80, min(TEXT_BYTES_MAX, ALL_TEXT_BYTES_MAX // max(1, len(recipients))))
     people = _for_people(recipients, hostname, limit, utf8)
     programs = _for_programs(returned, recipients, hostname, now_ms, limit, utf8)
     kind, original = _original(returned.content, utf8)
@@ -118,7 +119,7 @@ def _for_people(recipients: Sequence[Undelivered], hostname: str, limit: int, ut
         "attempt will be made. It is attached.",
         "",
     ]
-    for recipient in recipients:
+    for recipient in recipients[:PEOPLE_RECIPIENTS_MAX]:
         reason = f"host {recipient.remote} said: " if recipient.answer.code else ""
         reason += _said(recipient.answer, limit)
         if recipient.answer.code and recipient.answer.command:
@@ -126,6 +127,8 @@ def _for_people(recipients: Sequence[Undelivered], hostname: str, limit: int, ut
         if recipient.expired:
             reason = f"it could not be delivered for too long; at last: {reason}"
         lines += [*_folded(f"<{_one_line(recipient.address)}>: {reason}", "    "), ""]
+    if len(recipients) > PEOPLE_RECIPIENTS_MAX:
+        lines += [f"and {len(recipients) - PEOPLE_RECIPIENTS_MAX} more, listed in the delivery report.", ""]
     return _text(lines, utf8)
 
 
@@ -184,7 +187,8 @@ def _header(content: Sequence[bytes]) -> tuple[bytes, bool]:
 def _said(answer: Answer, limit: int) -> str:
     code = f"{answer.code} " if answer.code else ""
     text = _one_line(answer.text)
-    return code + (text if len(text) <= limit else text[:limit] + "...")
+    clipped = clipped(text, limit)
+    return code + (text if clipped == text else clipped + "...")
 
 
 def _one_line(text: str) -> str:

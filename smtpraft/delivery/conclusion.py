@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from smtpraft.delivery import bounce, records
-from smtpraft.delivery.attempt import Answer, Verdict
+from smtpraft.delivery.attempt import Answer, Verdict, clipped
 from smtpraft.delivery.metrics import DeliveryMetrics
 from smtpraft.delivery.retry import RetrySchedule
 from smtpraft.delivery.routes import Destination
@@ -15,7 +15,7 @@ from smtpraft.spool import types as spool
 from smtpraft.spool.types import MessageInfo, Outcome, Recipient, Result
 from smtpraft.types import NodeId
 
-REPLY_CHARS_MAX: Final = 300  # of a reply in a log entry; deferrals are many
+REPLY_BYTES_MAX: Final = 300  # of a reply in a log entry; deferrals are many
 
 
 class Concluder:
@@ -50,7 +50,7 @@ class Concluder:
         lost: list[bounce.Undelivered] = []
         delays: dict[int, int | None] = {}
         for recipient, answer in answered:
-            reply = f"{answer.code} {answer.text}"[:REPLY_CHARS_MAX] if answer.code else answer.text[:REPLY_CHARS_MAX]
+            reply = clipped(f"{answer.code} {answer.text}" if answer.code else answer.text, REPLY_BYTES_MAX)
             delay_ms = 0
             if answer.verdict is Verdict.DELIVERED:
                 result = spool.delivered(recipient, reply, answer.status)

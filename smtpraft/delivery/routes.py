@@ -67,9 +67,8 @@ class Destination:
     @property
     def site(self) -> str:
         """A name of the far side for a log line or a `Remote-MTA`."""
-        if self.transport is Transport.MAILDIR:
-            return self.transport.value
-        return self.host or self.path or self.transport.value
+        place = "" if self.transport is Transport.MAILDIR else self.path
+        return self.host or place or self.transport.value
 
 
 NO_ROUTE: Final = Destination(Transport.NONE)

@@ -27,6 +27,8 @@ from smtpraft.types import NodeId
 
 FROM_THE_START: Final = MessageId("")
 DOUBTED_MS: Final = 10_000
+ATTEMPT_RECIPIENTS_MAX: Final = 500
+"""Of one message in one attempt: the outcome of all, with a notification about all, must fit a log entry."""
 WAITING_STALE_MAX: Final = 1000
 KEPT_SHARE: Final = 8  # when room is needed, one in so many of the waiting messages stays: the soonest
 
@@ -283,11 +285,12 @@ class Schedule:
             if job.state is not JobState.READY:
                 continue
             info = job.item.info
-            job.recipients = tuple(
+            due = (
                 recipient
                 for recipient in info.open_recipients
                 if recipient.next_attempt_ms <= now_ms and self._queue_of(recipient) is queue
             )
+            job.recipients = tuple(itertools.islice(due, ATTEMPT_RECIPIENTS_MAX))
             if job.item.unsure:
                 job.state = JobState.IDLE  # until it was read again
             elif not job.recipients:
