@@ -89,7 +89,10 @@ class Sink:
         if self._path:
             self._server: asyncio.Server = await asyncio.start_unix_server(self._serve, self._path, limit=1 << 30)
         else:
-            listener = socket.create_server(("127.0.0.1", self.port))
+            # The protocol is named so that asyncio switches Nagle's algorithm off in what is accepted here.
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.port))
             if self.receive_bytes:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
             self._server = await asyncio.start_server(self._serve, sock=listener, limit=1 << 30)
