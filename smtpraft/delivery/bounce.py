@@ -187,8 +187,8 @@ def _header(content: Sequence[bytes]) -> tuple[bytes, bool]:
 def _said(answer: Answer, limit: int) -> str:
     code = f"{answer.code} " if answer.code else ""
     text = _one_line(answer.text)
-    clipped = clipped(text, limit)
-    return code + (text if clipped == text else clipped + "...")
+    beginning = clipped(text, limit)
+    return code + (text if beginning == text else beginning + "...")
 
 
 def _one_line(text: str) -> str:

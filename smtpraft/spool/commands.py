@@ -236,6 +236,11 @@ def outcome_header(outcome: Outcome) -> OutcomeHeader:
     return OutcomeHeader(number_of(outcome.message), outcome.epoch, results, len(outcome.bounce), flags)
 
 
+def outcome_bytes(header: OutcomeHeader) -> int:
+    """Return how long an outcome is in a command, its bounce included."""
+    return len(_encode_header(header)) + header.bounce_bytes
+
+
 def encode_outcomes(headers: Sequence[OutcomeHeader], bounces: Sequence[bytes]) -> bytes:
     """Return the command that records outcomes; `bounces` are the ones that are not empty, in the outcomes' order."""
     return _encode(OUTCOMES, OutcomesHeader(list(headers)), bounces)

@@ -11,10 +11,12 @@ from typing import Final
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
 from smtpraft.spool import commands
 from smtpraft.spool.commands import OUTCOMES_MAX, OutcomeHeader, Refusal
-from smtpraft.spool.types import CHUNK_BYTES, Outcome
+from smtpraft.spool.types import Outcome
 
 log = logging.getLogger(__name__)
 
+COMMAND_BYTES_MAX: Final = 1000 * 1024
+"""Of outcomes in one command: less than an entry holds, more than one outcome of ours ever takes."""
 ATTEMPT_DEADLINE_S: Final = 10.0
 PAUSE_FIRST_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
@@ -31,7 +33,8 @@ class _Report:
         self.future = future
 
 
-_Waiting = tuple[_Report, int, OutcomeHeader, bytes]
+_Waiting = tuple[_Report, int, OutcomeHeader, bytes, int]
+"""Report, place in it, outcome, its bounce, the bytes of both."""
 
 
 class Reports:
@@ -50,10 +53,13 @@ class Reports:
         if not outcomes:
             return []
         headers = [commands.outcome_header(outcome) for outcome in outcomes]
+        sizes = [commands.outcome_bytes(header) for header in headers]
+        if max(sizes) > COMMAND_BYTES_MAX:
+            raise ValueError(f"an outcome of {max(sizes)} bytes: at most {COMMAND_BYTES_MAX}")
         report = _Report(len(outcomes), asyncio.get_running_loop().create_future())
         self._waiting += [
-            (report, place, header, outcome.bounce)
-            for place, (header, outcome) in enumerate(zip(headers, outcomes, strict=True))
+            (report, place, header, outcome.bounce, size)
+            for place, (header, outcome, size) in enumerate(zip(headers, outcomes, sizes, strict=True))
         ]
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="spool-reports")
@@ -72,23 +78,23 @@ class Reports:
             while self._waiting:
                 batch = self._take()
                 command = commands.encode_outcomes(
-                    [header for _, _, header, _ in batch], [bounce for _, _, _, bounce in batch if bounce]
+                    [header for _, _, header, _, _ in batch], [bounce for _, _, _, bounce, _ in batch if bounce]
                 )
                 self._settle(batch, await self._propose(command))
                 batch = []
         except BaseException as error:
             self._fail(batch, error)
-            if not isinstance(error, Stopped):
+            if not isinstance(error, Exception):
                 raise
         finally:
             self._task = None
 
     def _take(self) -> list[_Waiting]:
         batch = [self._waiting.popleft()]
-        size_bytes = len(batch[0][3])
+        size_bytes = batch[0][4]
         while self._waiting and len(batch) < OUTCOMES_MAX:
-            size_bytes += len(self._waiting[0][3])
-            if size_bytes > CHUNK_BYTES:
+            size_bytes += self._waiting[0][4]
+            if size_bytes > COMMAND_BYTES_MAX:
                 break
             batch.append(self._waiting.popleft())
         return batch
@@ -107,18 +113,20 @@ class Reports:
     def _settle(self, batch: Sequence[_Waiting], answer: object) -> None:
         assert not isinstance(answer, Refusal), f"outcomes refused: {answer!r}"
         assert isinstance(answer, tuple)
-        for (report, place, _, _), counted in zip(batch, answer, strict=True):
+        for (report, place, *_), counted in zip(batch, answer, strict=True):
             report.counted[place] = counted
             report.left -= 1
             if report.left == 0 and not report.future.done():
                 report.future.set_result(report.counted)
 
     def _fail(self, batch: Sequence[_Waiting], error: BaseException) -> None:
-        """Tell all that wait. Whatever it was, they learn that the node does not record any more."""
+        """Tell all that wait. A bug is told as what it is: who reports must not take it for a node that stops."""
         waiting = [*batch, *self._waiting]
         self._waiting.clear()
-        for report, _, _, _ in waiting:
-            if not report.future.done():
-                stopped = Stopped("outcomes may not be recorded: the node stops")
-                stopped.__cause__ = error if isinstance(error, Exception) else None
-                report.future.set_exception(stopped)
+        for report, *_ in waiting:
+            if report.future.done():
+                continue
+            if isinstance(error, Exception) and not isinstance(error, Stopped):
+                report.future.set_exception(error)
+            else:
+                report.future.set_exception(Stopped("outcomes may not be recorded: the node stops"))

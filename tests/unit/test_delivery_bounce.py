@@ -157,3 +157,10 @@ def test_a_thousand_recipients_make_less_than_a_log_entry() -> None:
     long = Answer(Verdict.FAILED, 550, "5.0.0", "word " * 200, "RCPT TO")
     recipients = [undelivered(f"{'u' * 60}{i}@{'d' * 60}.example.org", long) for i in range(1000)]
     assert len(made(*recipients).content) < 1024 * 1024
+
+
+def test_a_person_is_told_of_the_first_hundred() -> None:
+    text = parts(parsed(made(*(undelivered(f"a{number}@example.org") for number in range(150)))))[0].get_content()
+    assert "<a99@example.org>" in text
+    assert "<a100@example.org>" not in text
+    assert "and 50 more" in text

@@ -226,6 +226,38 @@ async def test_reports_end_when_the_node_stops(client: SpoolClient, node: Single
         await client.report([outcome])
 
 
+async def test_a_bug_while_reporting_is_not_taken_for_a_node_that_stops(client: SpoolClient, node: Single) -> None:
+    async def refuses(command: bytes, *, deadline_s: float | None = None) -> object:
+        raise ValueError("too large")
+
+    message = await client.accept(ENVELOPE, [b"x"], deadline_s=5)
+    node.replicate = refuses  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="too large"):
+        await client.report([Outcome(message, 1, (Result(0, 1, RecipientState.DELIVERED),))])
+
+
+async def test_reports_are_cut_into_commands_that_fit_an_entry(client: SpoolClient, node: Single) -> None:
+    envelope = Envelope("s@example.org", tuple(f"{number}@example.org" for number in range(100)))
+    messages = [await client.accept(envelope, [b"x"], deadline_s=5) for _ in range(40)]
+    words = "450 try again later " * 15
+    outcomes = [
+        Outcome(message, index, tuple(deferred(recipient, 1000, words) for recipient in info.recipients))
+        for message in messages
+        if (info := await client.get(message)) is not None
+        for index in [info.epoch]
+    ]
+    replicate, sizes = node.replicate, []
+
+    async def measured(command: bytes, *, deadline_s: float = 10.0) -> object:
+        sizes.append(len(command))
+        return await replicate(command, deadline_s=deadline_s)
+
+    node.replicate = measured  # type: ignore[method-assign]
+    assert await client.report(outcomes) == [True] * 40
+    assert len(sizes) == 2
+    assert max(sizes) < reports.COMMAND_BYTES_MAX + 1000
+
+
 async def test_closing_ends_a_report_under_way(client: SpoolClient, node: Single) -> None:
     async def hangs(command: bytes, *, deadline_s: float | None = None) -> object:
         await asyncio.Event().wait()
