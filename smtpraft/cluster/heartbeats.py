@@ -46,7 +46,7 @@ class Heartbeats:
         self.applied: dict[NodeId, int] = {}
         self.round_trip_s: dict[NodeId, float] = {}
         self._contact_at: dict[NodeId, float] = {}
-        self._leader_sent_us = 0
+        self._sent_us: dict[NodeId, int] = {}
         self.leader_contact_at = 0.0
 
     def lead(self, now: float) -> None:
@@ -100,7 +100,8 @@ class Heartbeats:
 
         def accepted(now: float) -> None:
             self.leader_contact_at = now
-            self._leader_sent_us = sent_us
+            # Sent back to whose clock it is: two leaders, of two terms, may be answered in one turn.
+            self._sent_us[sender] = sent_us
             self.retain_index = max(self.retain_index, retain_index)
             if nonce:
                 self.holder.granted(nonce, session)
@@ -117,7 +118,7 @@ class Heartbeats:
             applied_index,
             *self.digest,
             disk_lag_ms,
-            self._leader_sent_us,
+            self._sent_us.get(message.to, 0),
         )
 
     def decode_response(self, sender: NodeId, head: bytes, term: int, now: float) -> Message:
@@ -128,7 +129,7 @@ class Heartbeats:
             self.granter.asked(sender, nonce)
             sent_at = sent_us / 1e6
             self.round_trip_s[sender] = now - sent_at
-            self._contact_at[sender] = max(self._contact_at.get(sender, 0.0), sent_at)
+            self._contact_at[sender] = max(self._contact_at.get(sender, 0.0), min(sent_at, now))
             self.applied[sender] = applied_index
             self.disk_lag_ms[sender] = disk_lag_ms
         return Message(

@@ -84,6 +84,8 @@ class LeaseGranter:
     _asked: dict[NodeId, int] = field(default_factory=dict)
     _answered_at: dict[NodeId, float] = field(default_factory=dict)
     _going_down: dict[NodeId, int] = field(default_factory=dict)
+    _known: dict[NodeId, tuple[int, float]] | None = None
+    """Each node's session, and since when this leader knows of it; None before it has looked for the first time."""
 
     def asked(self, node: NodeId, nonce: int) -> None:
         """`node` asked; `nonce` 0 is no question."""
@@ -109,9 +111,16 @@ class LeaseGranter:
         """Return the nodes, with their session, whose lease has certainly run out; they get no grant from now on."""
         wait_s = self.lease_s * (100 + DRIFT_PERCENT) / 100
         floor = self.since + self.grant_window_s  # what a predecessor may have granted
+        # A new session gets its first grant with the next heartbeat: until then it has not run out, it has not begun.
+        known = self._known or {}
+        new_at = self.since if self._known is None else now
+        self._known = {
+            node: known[node] if known.get(node, (0,))[0] == session else (session, new_at)
+            for node, session in sessions.items()
+        }
         gone = []
-        for node, session in sessions.items():
-            if node != me and now > max(self._answered_at.get(node, 0.0), floor) + wait_s:
+        for node, (session, known_at) in self._known.items():
+            if node != me and now > max(self._answered_at.get(node, 0.0), floor, known_at) + wait_s:
                 self._going_down[node] = session
                 gone.append((node, session))
         return gone

@@ -115,3 +115,12 @@ def test_whoever_is_declared_down_holds_no_lease(seed: int) -> None:
             break
     else:
         pytest.fail("never declared down")
+
+
+def test_a_session_that_has_just_begun_has_not_run_out() -> None:
+    leader = granter()
+    assert leader.expired({ME: 3}, ME, 100.0) == []
+    assert leader.expired({ME: 3, OTHER: 7}, ME, 100.1) == []
+    assert leader.expired({ME: 3, OTHER: 7}, ME, 100.1 + 1.2 * LEASE_S) == [(OTHER, 7)]
+    assert leader.expired({ME: 3, OTHER: 8}, ME, 110.0) == []
+    assert leader.expired({ME: 3, OTHER: 8}, ME, 110.0 + 1.2 * LEASE_S) == [(OTHER, 8)]
