@@ -98,6 +98,7 @@ class Driver:
         self._turn_wanted = False
         self._turned: asyncio.Future[None] | None = None
         self._writes_out = 0
+        self._writing: deque[int] = deque()  # the last index of each write of entries under way, as far as it stands
         self._applying: deque[Message] = deque()
         self._role = Role.FOLLOWER
         self._leader = NO_NODE
@@ -145,6 +146,7 @@ class Driver:
                 max_append_bytes=options.max_append_bytes,
                 max_inflight_bytes=options.max_inflight_bytes,
                 max_uncommitted_bytes=options.max_pending_bytes,
+                max_apply_bytes=options.max_pending_bytes,
                 election=options.election,
             ),
             entries,
@@ -170,6 +172,7 @@ class Driver:
             reader=self.reader,
             is_current=lambda term: self.core.term == term and self.core.role is Role.LEADER,
             unreachable=self._unreachable,
+            on_failure=self.fail,
         )
 
     async def start(self) -> None:
@@ -189,14 +192,22 @@ class Driver:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._nobody_waits()
+        if self._turned is not None:
+            self._turned.set_result(None)
+            self._turned = None
         self._outbound.close()
         await self.transport.close()
         await asyncio.to_thread(self.applier.close)
         await asyncio.to_thread(self.writer.close)
         self.reader.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def running(self) -> bool:
+        """Do turns come?"""
+        return self._running and not self.failed.done()
+
     def next_turn(self) -> asyncio.Future[None]:
-        """Return a future that is done after the next turn; every tick brings one."""
+        """Return a future that is done after the next turn; every tick brings one while `running`."""
         if self._turned is None:
             self._turned = self._loop.create_future()
         return self._turned
@@ -204,11 +215,11 @@ class Driver:
     # ---- facts ------------------------------------------------------------------------------------------------------
 
     def read_entries_blocking(self, first: int, last: int) -> bytes:
-        """Return the encoded entries `first` to `last`; for threads, never for the loop."""
-        try:
-            return b"".join(self.entries.spans(first, last))
-        except fastlog.NotCached:
-            return self.wal.read(first, last, self.entries)
+        """Return the encoded entries `first` to `last` from disk; for threads, never for the loop.
+
+        They must be committed, or their terms be compared with the log's: it is for the loop, no thread may look.
+        """
+        return self.wal.read(first, last, None)
 
     def lease_expires_in_s(self) -> float:
         """Return how long this node's lease lasts; 0 if it holds none."""
@@ -353,7 +364,11 @@ class Driver:
         entries = message.entries
         spans = self.entries.spans(entries.first, entries.last) if entries else []
         if entries:
-            self.durable_index = min(self.durable_index, entries.first - 1)  # a conflicting suffix is being replaced
+            # A conflicting suffix is being replaced; of what is still being written of that, nothing will count.
+            self.durable_index = min(self.durable_index, entries.first - 1)
+            if self._writing and self._writing[-1] >= entries.first:
+                self._writing = deque(min(last, entries.first - 1) for last in self._writing)
+            self._writing.append(entries.last)
         hard_state = HardState(self.core.term, self.core.vote, self.core.commit_index)
         self._writes_out += 1
         self.writer.submit(spans, entries.first, entries.last, hard_state, True, lambda: self._write_done(message))
@@ -365,7 +380,7 @@ class Driver:
 
     def _stored(self, message: Message) -> None:
         if message.entries:
-            self.durable_index = message.entries.last
+            self.durable_index = max(self.durable_index, self._writing.popleft())
         for response in message.responses:
             if response.to == self.id:
                 self.core.step(response)
@@ -388,8 +403,8 @@ class Driver:
             return
         self._newest_stamp = max(self._newest_stamp, result.stamp)
         self.heartbeats.digest = result.digest
-        if result.opened is not None:
-            self.proposals.session_opened(*result.opened)
+        # First what was said in the session that this node knew, then its end, then the next one: if a late repeat of
+        # the same OPEN has begun that, nothing of the old one may be said again in it.
         for session, seq, answer in result.mine:
             self.proposals.resolved(session, seq, answer)
         for session, seq in result.cancelled:
@@ -397,6 +412,8 @@ class Driver:
         if result.nodes_changed:
             self.heartbeats.sessions = result.open_sessions
             self.proposals.sessions_changed(result.open_sessions)
+        if result.opened is not None:
+            self.proposals.session_opened(*result.opened)
         self.reads.applied(result.last)
         self.guard(lambda: self._applied_core(result.batches))
 

@@ -313,7 +313,7 @@ class Node:
         """Look at `condition` after every turn; return whether it came true in time."""
         deadline = monotonic() + timeout_s
         while not condition():
-            if monotonic() >= deadline or self._failed.done():
+            if monotonic() >= deadline or not self._driver.running:
                 return False
             await asyncio.shield(self._driver.next_turn())
         return True

@@ -17,6 +17,7 @@ from smtpraft import fastlog
 from smtpraft.cluster import wire
 from smtpraft.cluster.transport import Transport
 from smtpraft.consensus.messages import Message, MessageType
+from smtpraft.errors import Stopped
 from smtpraft.types import NodeId
 
 URGENT: Final = frozenset(
@@ -36,7 +37,10 @@ QUEUED_MAX: Final = 256  # appends that wait behind a read from disk, a peer; pa
 
 
 class Outbound:
-    """Sends for one node. `is_current(term)` says whether it still leads in `term`; `unreachable` tells the core."""
+    """Sends for one node. `is_current(term)` says whether it still leads in `term`; `unreachable` tells the core.
+
+    `on_failure` hears of a log that cannot be read: to go on would leave a follower behind for ever, without a word.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Outbound:
         reader: Executor,
         is_current: Callable[[int], bool],
         unreachable: Callable[[NodeId], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._transport = transport
         self._log = log
@@ -54,6 +59,7 @@ class Outbound:
         self._reader = reader
         self._is_current = is_current
         self._unreachable = unreachable
+        self._on_failure = on_failure
         self._waiting: dict[NodeId, deque[Message]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,7 +84,7 @@ class Outbound:
             self._waiting[message.to] = deque([message])
             task = asyncio.get_running_loop().create_task(self._drain(message.to), name=f"read-for-{message.to}")
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._drained)
             return
         self._send_append(message, spans)
 
@@ -111,14 +117,28 @@ class Outbound:
                     try:
                         spans.extend(self._log.spans(first, last))
                     except fastlog.NotCached:
-                        spans.append(await loop.run_in_executor(self._reader, self._read_entries, first, last))
+                        block, last_term = await loop.run_in_executor(self._reader, self._read, first, last)
                         if not self._is_current(message.term):
                             continue
+                        if last_term != self._log.term(last):
+                            raise fastlog.Unavailable(
+                                f"index {last} was replaced, and that is not written yet"
+                            ) from None
+                        spans.append(block)
                 self._send_append(message, spans)
         except (fastlog.Compacted, fastlog.Unavailable):
             self._unreachable(peer)  # the core probes again, from where the log now begins
         finally:
             del self._waiting[peer]
+
+    def _read(self, first: int, last: int) -> tuple[bytes, int]:
+        block = self._read_entries(first, last)
+        return block, fastlog.block_range(block)[3]
+
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Stopped):
+            self._on_failure(error)
 
     def _send_append(self, message: Message, spans: list[memoryview] | list[bytes | memoryview]) -> None:
         kind, head, _ = wire.encode_message(message)

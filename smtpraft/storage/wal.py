@@ -404,11 +404,12 @@ class Wal:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def read(self, lo: int, hi: int, log: Log) -> bytes:
+    def read(self, lo: int, hi: int, log: Log | None) -> bytes:
         """Return the encoded entries `lo..hi` of `log`, read from the disk and verified. For any thread.
 
         Where they are, the index here knows; `log` is only asked whether they are still its own. A truncation may be on
-        its way here, and what it replaces must not be sent as though it were in the log.
+        its way here, and what it replaces must not be sent as though it were in the log. Without `log`, which is for
+        one thread only, that is the caller's to see to; what is committed is never replaced.
 
         Raises:
             Compacted, Unavailable: they are not here, not all of them, or not yet.
@@ -440,7 +441,7 @@ class Wal:
                 self._index_changed.notify_all()
         block = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         # Terms never decrease, and an index and a term name one entry and all before it (Raft §5.3): one look will do.
-        if log.term(hi) != last_term:
+        if log is not None and log.term(hi) != last_term:
             raise Unavailable(f"index {hi} was replaced, and its replacement is not written yet")
         return block
 

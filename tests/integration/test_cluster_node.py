@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 
 import pytest
@@ -22,7 +23,11 @@ from smtpraft.cluster import (
     derive_cluster_id,
     free_port,
 )
+from smtpraft.cluster.applier import Batch, Result
 from smtpraft.cluster.machine import Item
+from smtpraft.consensus.messages import EntryRange, Message, MessageType
+from smtpraft.fastlog import Log
+from smtpraft.storage.errors import WalCorrupt
 from smtpraft.types import NodeId
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "kv.py"
@@ -243,6 +248,116 @@ async def test_a_new_leader_that_was_declared_down_holds_no_lease_before_it_know
         gate.set()
         await wait_until(laggard.lease_valid)
         assert laggard_driver.proposals.session > session
+    finally:
+        gate.set()
+        await cluster.stop_all()
+
+
+async def test_a_late_repeat_of_an_open_takes_nothing_over_from_the_session_before(tmp_path: Path) -> None:
+    """In one transaction: our command, the end of its session, and a new one, begun by a repeat of the first OPEN."""
+    cluster = Cluster(tmp_path, 1)
+    await cluster.start_all()
+    try:
+        node = await cluster.leader()
+        await node.replicate(b"a=1")
+        driver = node._driver
+        session, nonce = driver.proposals.session, driver.proposals._nonce
+        driver._turn = lambda: None  # type: ignore[method-assign]
+        applied, withdrawn = (asyncio.create_task(node.replicate(command)) for command in (b"b=1", b"c=1"))
+        await asyncio.sleep(0.01)
+        seqs = list(driver.proposals._by_seq)
+        driver.proposals.take(monotonic())
+        index = node.applied_index
+        result = Result(index + 1, index + 3, nodes_changed=True, open_sessions={node.id: index + 3})
+        result.mine = [(session, seqs[0], "old")]
+        result.opened = index + 3, nonce
+        driver._applied(result)
+        assert await applied == "old"
+        assert driver.proposals.session == 0
+        assert not withdrawn.done()
+        withdrawn.cancel()
+    finally:
+        await cluster.stop_all()
+
+
+async def test_a_write_that_was_overtaken_by_a_truncation_is_not_durable(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 1)
+    await cluster.start_all()
+    try:
+        node = await cluster.leader()
+        await node.replicate(b"a=1")
+        driver = node._driver
+        base = driver.durable_index
+        done: list[Callable[[], None]] = []
+        driver.writer.submit = lambda *arguments: done.append(arguments[-1])  # type: ignore[method-assign]
+        driver.entries.append(9, 0, 0, [b""] * 6)
+        driver._store(Message(MessageType.STORAGE_APPEND, entries=EntryRange(base + 1, base + 6)), True)
+        driver.entries.truncate(base + 3)
+        driver.entries.append(10, 0, 0, [b""] * 2)
+        driver._store(Message(MessageType.STORAGE_APPEND, entries=EntryRange(base + 3, base + 4)), True)
+        done[0]()
+        assert driver.durable_index == base + 2
+        done[1]()
+        assert driver.durable_index == base + 4
+    finally:
+        await cluster.stop_all()
+
+
+async def test_a_leader_that_cannot_read_its_log_for_a_follower_stops(tmp_path: Path) -> None:
+    """Else the follower would stay behind for ever, and nobody would hear of it."""
+    cluster = Cluster(tmp_path, 3, log_cache_bytes=1024)
+    await cluster.start_all()
+    try:
+        leader = await cluster.leader()
+        away = next(node for node in cluster.nodes.values() if node is not leader)
+        await cluster.stop(away.id)
+        await asyncio.gather(*(leader.replicate(b"k%d=%s" % (number, b"v" * 1000)) for number in range(100)))
+
+        def damaged(lo: int, hi: int, log: Log | None) -> bytes:
+            raise WalCorrupt("an entry is damaged", "here", 0, lo, hi)
+
+        leader._driver.wal.read = damaged  # type: ignore[method-assign]
+        await cluster.start(away.id)
+        async with asyncio.timeout(10):
+            assert isinstance(await leader.wait_failed(), WalCorrupt)
+    finally:
+        await cluster.stop_all()
+
+
+async def test_who_waits_for_a_quorum_does_not_wait_for_a_stopped_node(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 3)
+    node = await cluster.start(NodeId("n1"))
+    waiting = asyncio.create_task(node.wait_quorum(0.5))
+    await asyncio.sleep(0.05)
+    await node.stop()
+    async with asyncio.timeout(2):
+        assert not await waiting
+        assert not await node.wait_quorum(0.5)
+
+
+async def test_what_waits_to_be_applied_is_bounded(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 3, max_pending_bytes=1024 * 1024, log_cache_bytes=64 * 1024)
+    await cluster.start_all()
+    gate = threading.Event()
+    try:
+        leader = await cluster.leader()
+        slow = next(node for node in cluster.nodes.values() if node is not leader)
+        machine = cluster.machines[slow.id]
+        apply = machine.apply  # type: ignore[attr-defined]
+
+        def apply_late(items: Sequence[Item], notes: bytes) -> Sequence[object]:
+            gate.wait(20)
+            return apply(items, notes)  # type: ignore[no-any-return]
+
+        machine.apply = apply_late  # type: ignore[attr-defined]
+        for number in range(40):
+            await leader.replicate(b"k%d=%s" % (number, b"v" * 100_000))
+        await wait_until(lambda: slow.status().commit_index >= leader.applied_index)
+        waiting = sum(batch.size_bytes for batch in list(slow._driver.applier._work) if isinstance(batch, Batch))
+        assert waiting <= 1024 * 1024
+        gate.set()
+        await slow.read_index()
+        assert machine.get("k39") == "v" * 100_000  # type: ignore[attr-defined]
     finally:
         gate.set()
         await cluster.stop_all()

@@ -248,7 +248,7 @@ async def test_reports_are_cut_into_commands_that_fit_an_entry(client: SpoolClie
     ]
     replicate, sizes = node.replicate, []
 
-    async def measured(command: bytes, *, deadline_s: float = 10.0) -> object:
+    async def measured(command: bytes, *, deadline_s: float | None = None) -> object:
         sizes.append(len(command))
         return await replicate(command, deadline_s=deadline_s)
 
