@@ -7,6 +7,7 @@ transaction, so the cost of a transaction is shared by all that waited for it. O
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 from collections import deque
@@ -17,14 +18,18 @@ from typing import Final, TypeVar
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope
-from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, Skipped, StateMachine
+from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, NoRoom, Skipped, StateMachine
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.types import NodeId
+
+log = logging.getLogger(__name__)
 
 APPLY_BATCH_BYTES: Final = (
     8 * 1024 * 1024
 )  # one transaction at most, so that a long replay does not hold the results back
 _RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
+
+NO_ROOM_RETRY_S: Final = 0.25
 
 Span = bytes | memoryview
 T = TypeVar("T")
@@ -59,6 +64,10 @@ class Result:
     opened: tuple[int, bytes] | None = None
     """(session, nonce) that was opened for this node."""
     digest: tuple[int, int] = (0, 0)
+
+
+class _Closing(Exception):
+    """What waits for room is given up: it is applied after the next start."""
 
 
 class Applier:
@@ -145,6 +154,8 @@ class Applier:
                     self._apply(work)
                 else:
                     work()
+        except _Closing:
+            pass
         except BaseException as error:
             self._deliver(lambda error=error: self._on_failure(error))  # type: ignore[misc]
         finally:
@@ -179,7 +190,7 @@ class Applier:
             for span in spans:
                 self._admit(span, items, own, result)
         assert len(items) == result.last - result.first + 1, (len(items), result.first, result.last)
-        answers = self._machine.apply(items, self._sessions.encode())
+        answers = self._apply_when_there_is_room(items, self._sessions.encode())
         assert len(answers) == len(items)
         self.applied_index = result.last
         result.stamp = items[-1].stamp
@@ -188,6 +199,24 @@ class Applier:
             result.open_sessions = self._sessions.open_sessions()
         result.digest = self._machine.digest()
         self._deliver(lambda: self._on_result(result))
+
+    def _apply_when_there_is_room(self, items: list[Item], notes: bytes) -> Sequence[object]:
+        """A full disk is waited out: this node keeps its vote and its log, and nobody else need wait for it."""
+        waiting = False
+        while True:
+            try:
+                answers = self._machine.apply(items, notes)
+            except NoRoom as error:
+                if not waiting:
+                    log.warning("applying waits for room index=%d error=%s", items[0].index, error)
+                waiting = True
+                with self._wake:
+                    if self._wake.wait_for(lambda: self._closing, NO_ROOM_RETRY_S):
+                        raise _Closing from None
+            else:
+                if waiting:
+                    log.info("applying goes on index=%d", items[0].index)
+                return answers
 
     def _admit(self, span: Span, items: list[Item], own: list[tuple[int, int, int]], result: Result) -> None:
         """Turn the records of `span`, which were verified when they entered the log, into items."""

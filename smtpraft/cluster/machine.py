@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from smtpraft.errors import SmtpRaftError
 from smtpraft.types import NodeId
+
+
+class NoRoom(SmtpRaftError):
+    """There is no room to apply a batch; nothing of it was applied. The same batch is given again until there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,8 @@ class StateMachine(Protocol):
         """Apply contiguous items in order, and store the last index and `notes` in the same transaction.
 
         Returns one result an item. `Node.replicate` hands the result of its command to its caller, on the proposing
-        node. An exception stops the node: it is for a broken machine, never for a bad command (that is a result).
+        node. An exception but `NoRoom` stops the node: it is for a broken machine, never for a bad command (that is a
+        result).
         """
 
     def checkpoint(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from smtpraft.errors import Fatal, SmtpRaftError
+from smtpraft.cluster.machine import NoRoom
+from smtpraft.errors import Fatal
 
 
 class SpoolUnusable(Fatal):
@@ -18,5 +19,5 @@ class SpoolNewer(SpoolUnusable):
     """A newer smtpraft wrote the file, or proposed a command: going on would make this node differ from the others."""
 
 
-class SpoolFull(SmtpRaftError):
+class SpoolFull(NoRoom):
     """There is no room to apply a batch. Nothing of it was applied: give the same items again when there is room."""

@@ -24,8 +24,9 @@ from smtpraft.cluster import (
     free_port,
 )
 from smtpraft.cluster.applier import Batch, Result
-from smtpraft.cluster.machine import Item
+from smtpraft.cluster.machine import Item, NoRoom
 from smtpraft.consensus.messages import EntryRange, Message, MessageType
+from smtpraft.errors import OutcomeUnknown
 from smtpraft.fastlog import Log
 from smtpraft.storage.errors import WalCorrupt
 from smtpraft.types import NodeId
@@ -360,4 +361,40 @@ async def test_what_waits_to_be_applied_is_bounded(tmp_path: Path) -> None:
         assert machine.get("k39") == "v" * 100_000  # type: ignore[attr-defined]
     finally:
         gate.set()
+        await cluster.stop_all()
+
+
+async def test_a_machine_without_room_is_waited_for(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 1)
+    node = await cluster.start(NodeId("n1"))
+    machine = cluster.machines[node.id]
+    apply, room = machine.apply, False  # type: ignore[attr-defined]
+
+    def apply_if_room(items: Sequence[Item], notes: bytes) -> Sequence[object]:
+        if not room:
+            raise NoRoom
+        return apply(items, notes)  # type: ignore[no-any-return]
+
+    await node.replicate(b"a=1")
+    machine.apply = apply_if_room  # type: ignore[attr-defined]
+    waiting = asyncio.create_task(node.replicate(b"b=1"))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    room = True
+    assert await waiting is None
+    assert machine.get("b") == "1"  # type: ignore[attr-defined]
+    room = False
+    given_up = asyncio.create_task(node.replicate(b"c=1"))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await cluster.stop_all()
+        with pytest.raises(OutcomeUnknown):
+            await given_up
+    assert not node._failed.done()
+    cluster = Cluster(tmp_path, 1)
+    node = await cluster.start(NodeId("n1"))
+    try:
+        await node.read_index()
+        assert cluster.machines[node.id].get("c") == "1"  # type: ignore[attr-defined]
+    finally:
         await cluster.stop_all()
