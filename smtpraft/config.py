@@ -175,14 +175,14 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.snapshot_threshold_bytes": (MIB, 1 << 50),
     "cluster.segment_bytes": (MIB, 4096 * MIB),
     "cluster.log_cache_bytes": (MIB, 1 << 40),
-    "cluster.max_append_bytes": (64 * 1024, 64 * MIB),
+    "cluster.max_append_bytes": (64 * 1024, 4 * MIB),  # a frame of more than 8 MiB does not travel
     "cluster.max_inflight_bytes": (MIB, 1 << 40),
     "cluster.max_pending_bytes": (MIB, 1 << 40),
     "smtp.max_message_bytes": (
         64 * 1024,
         1 << 31,
     ),  # RFC 5321 §4.5.3.1.7: 64 KiB at least
-    "smtp.max_recipients": (100, 100_000),  # RFC 5321 §4.5.3.1.8: 100 at least
+    "smtp.max_recipients": (100, 3000),  # RFC 5321 §4.5.3.1.8: 100 at least; all must fit one entry of the log
     "smtp.max_connections": (1, 1_000_000),
     "smtp.max_connections_per_client": (1, 1_000_000),
     "smtp.max_received_headers": (10, 10_000),
