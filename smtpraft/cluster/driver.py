@@ -399,8 +399,10 @@ class Driver:
 
     def _applied(self, result: Result) -> None:
         """The machine has applied some batches: wake who waited for them."""
-        if not self._running:
-            return
+        if self._running:
+            self.guard(lambda: self._take_result(result))
+
+    def _take_result(self, result: Result) -> None:
         self._newest_stamp = max(self._newest_stamp, result.stamp)
         self.heartbeats.digest = result.digest
         # First what was said in the session that this node knew, then its end, then the next one: if a late repeat of
@@ -415,10 +417,7 @@ class Driver:
         if result.opened is not None:
             self.proposals.session_opened(*result.opened)
         self.reads.applied(result.last)
-        self.guard(lambda: self._applied_core(result.batches))
-
-    def _applied_core(self, batches: int) -> None:
-        for _ in range(batches):
+        for _ in range(result.batches):
             for response in self._applying.popleft().responses:
                 self.core.step(response)
         self._compaction.consider(self._retain_index(), self._failed_elsewhere)

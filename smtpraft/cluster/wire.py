@@ -9,7 +9,7 @@ ends of the connection and do not travel, but where a message speaks for another
      3 APP                   term u64 | log_term u64 | index u64 | commit u64; tail: entry records, as in log and WAL
      4 APP_RESP              term u64 | log_term u64 | index u64 | commit u64 | reject_hint u64 | reject u8
      5 VOTE, 7 PRE_VOTE      term u64 | log_term u64 | index u64 | context
-     6 VOTE_RESP, 8 PRE_...  term u64 | reject u8
+     6 VOTE_RESP, 8 PRE_...  term u64 | reject u8 | context
      9 PROP                  term u64 | count u32 | crc u32; tail: (kind u8 | size u32) of each, then the payloads
     10 READ_INDEX            term u64 | origin | context
     11 READ_INDEX_RESP       term u64 | index u64 | context
@@ -61,7 +61,7 @@ _U64: Final = struct.Struct(">Q")
 _APP: Final = struct.Struct(">QQQQ")
 _APP_RESP: Final = struct.Struct(">QQQQQB")
 _VOTE: Final = struct.Struct(">QQQH")
-_VOTE_RESP: Final = struct.Struct(">QB")
+_VOTE_RESP: Final = struct.Struct(">QBH")
 _PROP: Final = struct.Struct(">QII")
 _PROP_ITEM: Final = struct.Struct(">BI")
 _READ_INDEX_RESP: Final = struct.Struct(">QQH")
@@ -159,15 +159,20 @@ def _vote_decoder(message_type: MessageType) -> Callable[[bytes, bytes], Message
 
 def _encode_vote_resp(message: Message) -> tuple[int, bytes, Sequence[bytes]]:
     frame_type = FRAME_VOTE_RESP if message.type is MessageType.VOTE_RESP else FRAME_PRE_VOTE_RESP
-    return frame_type, _VOTE_RESP.pack(message.term, message.reject), ()
+    return (
+        frame_type,
+        _VOTE_RESP.pack(message.term, message.reject, len(message.context)) + _checked_context(message),
+        (),
+    )
 
 
 def _vote_resp_decoder(message_type: MessageType) -> Callable[[bytes, bytes], Message]:
     def decode(head: bytes, tail: bytes) -> Message:
-        if len(head) != _VOTE_RESP.size or tail:
+        if len(head) < _VOTE_RESP.size or tail:
             raise _wrong_size(message_type.name, head, tail)
-        term, reject = _VOTE_RESP.unpack(head)
-        return Message(message_type, term=term, reject=_flag(message_type.name, reject))
+        term, reject, size = _VOTE_RESP.unpack_from(head)
+        context = _take_context(message_type.name, head, _VOTE_RESP.size, size)
+        return Message(message_type, term=term, reject=_flag(message_type.name, reject), context=context)
 
     return decode
 

@@ -31,6 +31,7 @@ EXAMPLES: dict[str, Message] = {
     "VOTE_TRANSFER": Message(MessageType.VOTE, term=8, log_term=7, index=44, context=b"CampaignTransfer"),
     "VOTE_RESP": Message(MessageType.VOTE_RESP, term=8),
     "VOTE_RESP_REJECT": Message(MessageType.VOTE_RESP, term=8, reject=True),
+    "VOTE_RESP_COMMITTED": Message(MessageType.VOTE_RESP, term=8, reject=True, context=bytes(range(16))),
     "PRE_VOTE": Message(MessageType.PRE_VOTE, term=9, log_term=7, index=44),
     "PRE_VOTE_RESP": Message(MessageType.PRE_VOTE_RESP, term=9, reject=True),
     "PROP": Message(MessageType.PROP, payloads=((0, b"one"), (2, b""), (0, bytes(range(20))))),
@@ -90,8 +91,8 @@ def test_every_number_that_fits_travels(
         ),
         Message(MessageType.VOTE, term=term, log_term=log_term, index=index, context=context),
         Message(MessageType.PRE_VOTE, term=term, log_term=log_term, index=index, context=context),
-        Message(MessageType.VOTE_RESP, term=term, reject=reject),
-        Message(MessageType.PRE_VOTE_RESP, term=term, reject=reject),
+        Message(MessageType.VOTE_RESP, term=term, reject=reject, context=context),
+        Message(MessageType.PRE_VOTE_RESP, term=term, reject=reject, context=context),
         Message(MessageType.READ_INDEX, term=term, context=context),
         Message(MessageType.READ_INDEX_RESP, term=term, index=index, context=context),
         Message(MessageType.TIMEOUT_NOW, term=term),
@@ -159,11 +160,11 @@ def test_garbage_is_a_message_or_refused(type: int, head: bytes, tail: bytes) ->
     assert encode(replace(message, block=b"", entries=EntryRange()))[:2] == (type, head)  # one way to write a message
 
 
-@pytest.mark.parametrize("name", ["APP_RESP", "VOTE_RESP", "PRE_VOTE_RESP"])
-def test_a_flag_is_0_or_1(name: str) -> None:
+@pytest.mark.parametrize(("name", "at"), [("APP_RESP", 40), ("VOTE_RESP", 8), ("PRE_VOTE_RESP", 8)])
+def test_a_flag_is_0_or_1(name: str, at: int) -> None:
     kind, head, _ = encode(EXAMPLES[name])
     with pytest.raises(CorruptFrame, match="flag"):
-        decode((kind, head[:-1] + b"\2", b""))
+        decode((kind, head[:at] + b"\2" + head[at + 1 :], b""))
 
 
 def test_entries_that_do_not_follow_the_index_are_refused() -> None:
