@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from time import monotonic
 from typing import Final
 
 from smtpraft import fastlog
@@ -23,6 +24,7 @@ from smtpraft.storage import Wal
 log = logging.getLogger(__name__)
 
 STEP_ENTRIES: Final = 5_000
+HELD_INTERVAL_S: Final = 60.0
 
 
 class Compaction:
@@ -44,6 +46,7 @@ class Compaction:
         self._files = files
         self._options = options
         self._running = False
+        self._say_at = 0.0
         self.compacted_entries = 0
 
     def consider(self, retain_index: int, on_failure: Callable[[BaseException], None]) -> None:
@@ -79,7 +82,26 @@ class Compaction:
             keep = applied - cut
         else:
             return 0
-        return min(applied - keep, retain_index, entries.prev_index + STEP_ENTRIES)
+        wanted = applied - keep
+        self._held(wanted, retain_index)
+        to_index = min(wanted, retain_index, entries.prev_index + STEP_ENTRIES)
+        # Behind a follower that catches up the floor rises with every answer: many small steps would cost a sync each.
+        least = min(self._options.snapshot_threshold // 5, STEP_ENTRIES)
+        if to_index < wanted and to_index - entries.prev_index < least:
+            return 0
+        return to_index
+
+    def _held(self, wanted: int, retain_index: int) -> None:
+        """Say now and then that a member that is away makes this log grow."""
+        size_bytes = self._log.size_bytes(self._log.first_index, max(wanted, self._log.prev_index))
+        now = monotonic()
+        if retain_index < wanted and size_bytes > self._options.snapshot_threshold_bytes and now >= self._say_at:
+            self._say_at = now + HELD_INTERVAL_S
+            log.warning(
+                "log grows bytes=%d reason='a member lacks what follows index %d, and the log is kept for it'",
+                size_bytes,
+                retain_index,
+            )
 
     def _prepare(self, to_index: int) -> int:
         """On the apply thread: save what is still needed, sync it, say how far that is safe."""
