@@ -200,7 +200,7 @@ class Admin:
 
     async def _get_queue(self, request: web.Request) -> web.Response:
         try:
-            limit = int(request.query.get("limit", PAGE_MESSAGES))
+            limit = int(text) if (text := request.query.get("limit", str(PAGE_MESSAGES))).isdecimal() else 0
             after = parse_message_id(request.query["after"]) if request.query.get("after") else None
         except ValueError as error:
             return _problem(400, str(error))
@@ -296,7 +296,7 @@ def _message_id(request: web.Request) -> MessageId:
 async def _content(request: web.Request) -> JsonObject:
     try:
         content = await request.json() if request.can_read_body else {}
-    except ValueError:
+    except (ValueError, LookupError, RecursionError):  # no JSON, a charset that nobody knows, brackets without end
         content = None
     if not isinstance(content, dict):
         raise _refusal(web.HTTPBadRequest, "send a JSON object")

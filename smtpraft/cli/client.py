@@ -70,6 +70,9 @@ class Client:
             EndpointError: there is none.
         """
         host = endpoint.removeprefix("http://").rstrip("/")
+        port = host.rpartition(":")[2] if ":" in host else ""
+        if port.isascii() and port.isdigit() and not 0 < int(port[:6]) <= 65535:
+            raise EndpointError(f"{endpoint}: {port} is no port")  # the resolver would take it modulo 65536
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         data = None
         if body is not None:
@@ -83,7 +86,12 @@ class Client:
                 return Answer(endpoint, response.status, response.read())
             finally:
                 connection.close()
-        except (OSError, http.client.HTTPException) as error:
+        except http.client.HTTPException as error:
+            reason = (
+                _reason(error) if isinstance(error, http.client.InvalidURL) else "what answers there is no smtpraft"
+            )
+            raise EndpointError(f"{endpoint}: {reason}") from None
+        except (OSError, UnicodeError) as error:
             raise EndpointError(f"{endpoint}: {_reason(error)}") from None
 
     def request(self, method: str, path: str, body: Json | None = None, *, next_on: Sequence[int] = (503,)) -> Answer:
@@ -141,7 +149,7 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: no node is running there"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "no such host"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -158,12 +166,15 @@ def token_from(path: str | None) -> str:
     """Return the bearer token in the file of `--token-file` or SMTPRAFT_TOKEN_FILE, or nothing.
 
     Raises:
-        CommandError: the file cannot be read.
+        CommandError: the file cannot be read, or holds no token. The text never holds what the file does.
     """
     path = path or os.environ.get("SMTPRAFT_TOKEN_FILE", "")
     if not path:
         return ""
     try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(Exit.CONFIG, f"token file {path}: {error}") from None
+        token = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise CommandError(Exit.CONFIG, f"token file {path}: {error.strerror or error}") from None
+    if not token or not all(0x21 <= byte <= 0x7E for byte in token):
+        raise CommandError(Exit.CONFIG, f"token file {path}: it must hold one line of printable ASCII")
+    return token.decode("ascii")

@@ -6,6 +6,8 @@ Nothing heavy is imported here: `smtpraft status` must answer while a hurried op
 from __future__ import annotations
 
 import argparse
+import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Command = arguments.command
     try:
         status = int(command(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None when nobody gave us one: `>&-`
+            sys.stdout.flush()
         return status
     except CommandError as error:
         for line in error.lines:
@@ -41,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough: `| head`
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at the end
+        print(f"smtpraft: cannot write the output: {error.strerror}", file=sys.stderr)
+        return int(Exit.FAILED)
 
 
 def build_parser() -> _Parser:
@@ -58,7 +67,7 @@ def build_parser() -> _Parser:
     )
     remote.add_argument("--token-file", metavar="FILE", help="bearer token of the admin API (SMTPRAFT_TOKEN_FILE)")
     remote.add_argument(
-        "--command-timeout", metavar="S", type=float, default=5.0, help="wait so long for an answer (5)"
+        "--command-timeout", metavar="S", type=_seconds, default=5.0, help="wait so long for an answer (5)"
     )
     configured = _Parser(add_help=False)
     configured.add_argument("-c", "--config", metavar="FILE", help="TOML file (SMTPRAFT_CONFIG; none: the defaults)")
@@ -85,7 +94,7 @@ def build_parser() -> _Parser:
 
     demo = commands.add_parser("demo", parents=[shape], help="a cluster on this machine, real mail, dying leaders")
     demo.add_argument("--nodes", type=int, choices=(1, 3, 5), default=3, help="how many (3)")
-    demo.add_argument("--messages", metavar="N", type=_positive, default=3000, help="how many (3000)")
+    demo.add_argument("--messages", metavar="N", type=_positive, default=3000, help="at least so many (3000)")
     demo.add_argument("--seed", metavar="N", type=int, default=1, help="of the generated messages and their order (1)")
     demo.add_argument("--keep", action="store_true", help="leave the directory with logs and data behind")
     demo.set_defaults(command=_demo)
@@ -127,10 +136,19 @@ def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> Non
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:10]) < 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0, at most 86400")
+    return seconds
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def print_rows(headers: Sequence[str], rows: Sequence[Sequence[object]], style: 
 
 def print_json(value: object) -> None:
     """Print `value` as JSON, one line when piped, indented on a terminal."""
-    print(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    print(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout and sys.stdout.isatty() else None))
 
 
 def printable(text: str) -> str:

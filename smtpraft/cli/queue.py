@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import time
@@ -108,7 +109,9 @@ def show(client: Client, arguments: Namespace) -> int:
         raise CommandError(Exit.UNAVAILABLE, f"{answer.endpoint}: {answer.error()}")
     message = answer.json()
     if arguments.write_out == "json":
-        print_json(message)
+        # A body is bytes, which need not be UTF-8: in JSON it goes as base64.
+        body = base64.b64encode(_body(client, arguments.id)).decode() if arguments.body else None
+        print_json(message if body is None else message | {"body_base64": body})
     else:
         print(f"*** ENVELOPE RECORDS {message['state']}/{message['id']} ***")
         for key in ("owner", "size_bytes", "index"):
@@ -122,16 +125,23 @@ def show(client: Client, arguments: Namespace) -> int:
             print(f"  state: {recipient['state']}, attempts: {recipient['attempts']}, next: {following}")
             if recipient["last_reply"]:
                 print(f"  last reply: {printable(str(recipient['last_reply']))}")
-    if arguments.body:
-        body = client.request("GET", f"/v1/queue/{arguments.id}/body")
-        if body.status != 200:
-            raise CommandError(Exit.UNAVAILABLE, f"{body.endpoint}: {body.error()}")
-        if arguments.write_out != "json":
-            print(f"*** MESSAGE CONTENTS {message['state']}/{message['id']} ***")
-        sys.stdout.flush()
-        sys.stdout.buffer.write(body.body)
-        sys.stdout.buffer.flush()
+    if arguments.body and arguments.write_out != "json":
+        content = _body(client, arguments.id)
+        print(f"*** MESSAGE CONTENTS {message['state']}/{message['id']} ***")
+        if sys.stdout is not None:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
     return Exit.OK
+
+
+def _body(client: Client, message_id: str) -> bytes:
+    answer = client.request("GET", f"/v1/queue/{message_id}/body")
+    if answer.status == 404:
+        raise CommandError(Exit.NO_SUCH, f"{message_id}: no such message in the queue")
+    if answer.status != 200:
+        raise CommandError(Exit.UNAVAILABLE, f"{answer.endpoint}: {answer.error()}")
+    return answer.body
 
 
 def change(client: Client, arguments: Namespace) -> int:
@@ -139,6 +149,8 @@ def change(client: Client, arguments: Namespace) -> int:
     action: str = arguments.action
     ids: list[str] = arguments.ids
     if ids == ["-"]:
+        if sys.stdin is None:
+            raise CommandError(Exit.USAGE, "- reads ids from stdin, which is closed")
         ids = sys.stdin.read().split()
         if not ids:
             return Exit.OK

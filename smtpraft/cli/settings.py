@@ -7,6 +7,7 @@ an error that names it, its file and its line.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -20,13 +21,16 @@ import msgspec
 from smtpraft.cluster.addresses import parse_listen, parse_peers
 from smtpraft.cluster.secret import check_secret_policy
 from smtpraft.config import (
+    Address,
     Config,
     ConfigError,
     RouteSettings,
     find_problems,
     find_warnings,
+    parse_address,
 )
 from smtpraft.delivery.routes import Routes
+from smtpraft.smtp.address import AddressError, parse_path
 from smtpraft.types import NodeId
 
 ENVIRONMENT_PREFIX: Final = "SMTPRAFT_"
@@ -64,10 +68,13 @@ def load(path: str | None = None, environ: Mapping[str, str] | None = None) -> L
     problems += _read_environment(environ, tree, sources)
     values: dict[str, msgspec.Struct] = {}
     for section, kind in SECTIONS.items():
-        try:
+        for key, value in tree[section].items():  # one by one: msgspec stops at the first that is wrong
+            try:
+                msgspec.convert({key: value}, kind)
+            except msgspec.ValidationError as error:
+                problems.append(_explain(error, section, sources))
+        if not problems:
             values[section] = msgspec.convert(tree[section], kind)
-        except msgspec.ValidationError as error:
-            problems.append(_explain(error, section, sources))
     if problems:
         raise ConfigError(*problems)
     config = msgspec.convert({name: msgspec.to_builtins(value) for name, value in values.items()}, Config)
@@ -83,6 +90,9 @@ def _part_problems(config: Config) -> Iterator[str]:
     try:
         others = parse_peers(cluster.peers, NodeId(config.node.id))
         listen = parse_listen(cluster.listen)
+        for peer in others:
+            if (peer.host, peer.port) == listen:
+                yield f"cluster.peers: {str(peer)!r} has the address of this node itself (cluster.listen)"
         if others and not cluster.secret_file:
             check_secret_policy(None, listen, others)
     except ConfigError as error:
@@ -91,6 +101,45 @@ def _part_problems(config: Config) -> Iterator[str]:
         Routes(config.delivery.routes)
     except ConfigError as error:
         yield f"delivery.routes: {error}"
+    yield from _listen_problems(config)
+    yield from _address_problems(config)
+
+
+def _listen_problems(config: Config) -> Iterator[str]:
+    """Yield the listeners that cannot all be opened."""
+    wanted = [("smtp.listen", text) for text in config.smtp.listen] + [("admin.listen", config.admin.listen)]
+    if config.cluster.peers:
+        wanted.insert(0, ("cluster.listen", config.cluster.listen))
+    taken: dict[Address, str] = {}
+    for setting, text in wanted:
+        try:
+            address = parse_address(text)
+        except ValueError:
+            continue  # told by itself
+        if address.port and address in taken:
+            yield f"{setting}: {text!r} is also in {taken[address]}; each listener needs an address of its own"
+        taken.setdefault(address, setting)
+
+
+def _address_problems(config: Config) -> Iterator[str]:
+    """Yield what is no mail address or domain."""
+    postmaster = config.smtp.postmaster
+    if postmaster:
+        try:
+            path, rest = parse_path(f"<{postmaster}>")
+        except AddressError as error:
+            yield f"smtp.postmaster = {json.dumps(postmaster)}: {error}; write a whole address, postmaster@example.org"
+        else:
+            if rest or not path.domain:
+                yield f"smtp.postmaster = {json.dumps(postmaster)}: write a whole address, postmaster@example.org"
+    for domain in config.smtp.local_domains:
+        try:
+            path, rest = parse_path(f"<postmaster@{domain}>")
+            wrong = bool(rest) or path.domain != domain
+        except AddressError:
+            wrong = True
+        if wrong:
+            yield f"smtp.local_domains: {domain!r} is no domain"
 
 
 def _settings() -> Iterator[tuple[str, str]]:
@@ -101,7 +150,7 @@ def _settings() -> Iterator[tuple[str, str]]:
 
 def _read_file(path: str, tree: dict[str, dict[str, object]], sources: dict[str, str]) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         document = tomllib.loads(text)
     except OSError as error:
         return [f"{path}: cannot read the configuration: {error.strerror}"]

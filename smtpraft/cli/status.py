@@ -89,13 +89,17 @@ def _row(endpoint: str, facts: Json) -> list[object]:
 def health(client: Client, arguments: Namespace) -> int:
     """Ask each endpoint to confirm with a quorum that it can serve."""
     results = []
+    failed = Exit.OK
     for endpoint in client.endpoints:
         started = time.perf_counter()
         try:
             answer = client.ask(endpoint, "GET", "/healthz?quorum=1")
             error = "" if answer.status == 200 else answer.error()
+            if error:
+                failed = max(failed, Exit.TEMPFAIL if answer.status == 503 else Exit.UNAVAILABLE)
         except EndpointError as failure:
             error = str(failure).removeprefix(f"{endpoint}: ")
+            failed = max(failed, Exit.UNAVAILABLE)
         results.append((endpoint, error, time.perf_counter() - started))
     if arguments.write_out == "json":
         print_json(
@@ -115,7 +119,7 @@ def health(client: Client, arguments: Namespace) -> int:
                 print(f"{endpoint} is unhealthy: {error}", file=sys.stderr)
             else:
                 print(f"{endpoint} is healthy: confirmed by a quorum: took = {took_s * 1000:.2f}ms")
-    return Exit.UNAVAILABLE if any(error for _, error, _ in results) else Exit.OK
+    return failed
 
 
 def transfer(client: Client, arguments: Namespace) -> int:
@@ -123,7 +127,8 @@ def transfer(client: Client, arguments: Namespace) -> int:
     body: Json = {"to": arguments.node} if arguments.node else {}
     answer = client.request("POST", "/v1/leader/transfer", body, next_on=(409, 503))
     if answer.status != 200:
-        raise CommandError(Exit.TEMPFAIL, f"{answer.endpoint}: {answer.error()}")
+        status = Exit.USAGE if answer.status == 400 else Exit.TEMPFAIL
+        raise CommandError(status, f"{answer.endpoint}: {answer.error()}")
     facts = answer.json()
     if arguments.write_out == "json":
         print_json(facts)

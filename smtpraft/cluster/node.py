@@ -191,8 +191,9 @@ class Node:
             SmtpRaftError: this node does not lead, or `to` is no other reachable member.
         """
         if self._driver.core.role is not Role.LEADER:
-            leader = self._driver.core.leader_id or "nobody"
-            raise SmtpRaftError(f"node {self.id} does not lead, {leader} does; ask there")
+            leader = self._driver.core.leader_id
+            advice = f"{leader} does; ask there" if leader else "and knows no leader; try again later"
+            raise SmtpRaftError(f"node {self.id} does not lead, {advice}")
         progress = self._driver.core.status().progress
         matched = {
             peer.id: progress[peer.id].match_index

@@ -259,6 +259,13 @@ async def test_a_vague_change_changes_nothing(bench: Bench, body: object) -> Non
     assert bench.queue.calls == []
 
 
+@pytest.mark.parametrize(("charset", "body"), [("bogus", "{}"), ("utf-8", "[" * 200_000), ("utf-16", "{}")])
+async def test_what_is_no_json_is_400(bench: Bench, charset: str, body: str) -> None:
+    form = f"Content-Type: application/json; charset={charset}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    assert (await bench.raw("POST /v1/queue/delete HTTP/1.1\r\nHost: 127.0.0.1\r\n" + form)).startswith("HTTP/1.1 400")
+    assert bench.queue.calls == []
+
+
 async def test_nothing_changes_by_get_and_nothing_large_is_read(bench: Bench) -> None:
     assert (await bench.ask("GET", "/v1/queue/delete")).status == 404
     assert (await bench.ask("GET", "/v1/leader/transfer")).status == 405

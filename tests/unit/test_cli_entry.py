@@ -91,6 +91,47 @@ def test_what_is_no_queue_id_never_reaches_a_node(text: str, capsys: pytest.Capt
     assert "ALL stands alone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e99", "soon"])
+def test_a_timeout_that_is_none_is_64(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["status", "--command-timeout", text])
+    assert caught.value.code == 64
+    assert "is no number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"two words of it", b"two\nlines", b"\xff" * 20])
+def test_what_is_no_token_is_refused_and_never_shown(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    assert main(["status", "--token-file", str(path)]) == 78
+    told = capsys.readouterr().err
+    assert "one line of printable ASCII" in told
+    assert "words" not in told
+    assert "lines" not in told
+
+
+def test_a_port_that_is_none_is_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--endpoints", "127.0.0.1:99999"]) == 69
+    assert "99999 is no port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", ">/dev/full"])
+def test_closed_and_full_streams_show_no_traceback(redirection: str) -> None:
+    action = "queue delete -" if redirection == "<&-" else "version"
+    ended = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m smtpraft {action} {redirection}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == {"<&-": 64, ">&-": 0, ">/dev/full": 1}[redirection]
+    assert "Traceback" not in ended.stderr
+    assert (ended.stderr == "") == (redirection == ">&-")
+
+
 def test_serve_declines_to_run_without_assertions() -> None:
     ended = subprocess.run(
         [sys.executable, "-O", "-m", "smtpraft", "serve"], capture_output=True, text=True, timeout=60, check=False

@@ -87,6 +87,18 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     problems = problems_of(tmp_path, "[smtp]\nfoo = 1\nbar = 2\n[nodes]\n", {"SMTPRAFT_LOG__LEVL": "info"})
     assert len(problems) == 4
+    problems = problems_of(tmp_path, "[smtp]\nmax_recipients = 'many'\nmax_connections = 'more'\n[log]\nlevel = 1\n")
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in problems] == [
+        "smtp.max_recipients",
+        "smtp.max_connections",
+        "log.level",
+    ]
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "smtpraft.toml"
+    path.write_text('[node]\nid = "a"\n', encoding="utf-8-sig")
+    assert load(str(path), {}).config.node.id == "a"
 
 
 def test_a_wrong_type_names_the_setting(tmp_path: Path) -> None:
@@ -131,12 +143,18 @@ def test_a_missing_file_is_told() -> None:
         ("[delivery]\nretry_s = []\n", "must be a list of waits"),
         ('[admin]\nlisten = "0.0.0.0:8025"\n', "set admin.token_file"),
         ('[log]\nlevel = "loud"\n', 'must be "debug"'),
+        ('[cluster]\npeers = ["a=127.0.0.1:5001"]\n', "has the address of this node itself"),
+        ('[smtp]\nlisten = ["127.0.0.1:8025"]\n', "is also in smtp.listen"),
+        ('[smtp]\nlisten = ["127.0.0.1:25", "127.0.0.1:25"]\n', "is also in smtp.listen"),
+        ('[smtp]\npostmaster = "a@b.test\\r\\nX: y"\n', "write a whole address"),
+        ('[smtp]\npostmaster = "postmaster"\n', "write a whole address"),
+        ('[smtp]\nlocal_domains = ["*"]\n', "'*' is no domain"),
     ],
 )
 def test_a_rule_says_what_to_do(tmp_path: Path, text: str, problem: str) -> None:
     (told,) = problems_of(tmp_path, text)
     assert problem in told
-    assert told.startswith((f"{tmp_path}/smtpraft.toml:2: ", "cluster."))
+    assert told.startswith((f"{tmp_path}/smtpraft.toml:2: ", "cluster.", "admin.listen: '127.0.0.1:8025' is also"))
 
 
 def test_small_values_for_tests_are_accepted(tmp_path: Path) -> None:
