@@ -211,7 +211,7 @@ HANDLERS: Final[dict[MessageType, Callable[[Raft, Message], None]]] = {
 
 def _as_follower(raft: Raft, message: Message) -> None:
     """Somebody leads this term already: follow (Raft §5.2)."""
-    raft.become_follower(message.term, message.sender)
+    raft.become_follower(raft.term, message.sender)
     HANDLERS[message.type](raft, message)
 
 

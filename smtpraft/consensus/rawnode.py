@@ -77,6 +77,7 @@ TERM_TYPES: Final = frozenset(
         MessageType.APP_RESP,
         MessageType.HEARTBEAT,
         MessageType.HEARTBEAT_RESP,
+        MessageType.SNAP,
         MessageType.TIMEOUT_NOW,
     }
 )
@@ -277,7 +278,7 @@ class RawNode:
             return
         if kind in RESPONSE_TYPES and message.sender not in self.raft.tracker.progress:
             raise PeerNotFound(f"{kind.name} from {message.sender!r}")
-        if not message.term and kind in TERM_TYPES:
+        if not message.term and kind in TERM_TYPES and not self.raft.config.as_reference:
             raise InvalidMessage(f"{kind.name} from {message.sender!r} without a term")
         self.raft.step(message)
 

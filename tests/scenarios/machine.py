@@ -170,4 +170,5 @@ class Machine:
         """Discard entries, of the storage and of the log that the core shares with it."""
         self.storage.compact(index)
         if self.log.prev_index < index <= self.log.last_index:
+            self.core.raft.leaving(self.log.first_index, index)
             self.log.compact(index)
