@@ -25,6 +25,7 @@ from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, NodeFailed, free_port
 
 from .journal import Journal, Outage
 from .load import CLIENTS_PER_NODE, PACE_S, Load
+from .state import at_one_index, difference, read_state
 from .witness import Witness
 
 LEASE_S: Final = 2.0  # the default of cluster.lease_ms
@@ -254,7 +255,7 @@ class Stage:
             await asyncio.sleep(0.01)
 
     async def settle(self, nodes: Sequence[DemoNode] | None = None, timeout_s: float = WAIT_S) -> None:
-        """Return when the queue is empty on all of these nodes and they have the same digest at the same index.
+        """Return when the queue is empty on all of these nodes and they have the same state at the same index.
 
         Messages that nobody knew the outcome of are delivered by then or never will be.
         """
@@ -266,7 +267,11 @@ class Stage:
             empty = all(not any(_counts(status).values()) for status in found)
             points = {(status["digest_index"], status["digest"]) for status in found}
             if len(found) == len(statuses) and empty and len(points) == 1:
-                return
+                asked = [node for node, _ in statuses]
+                states = [await asyncio.to_thread(read_state, node) for node in asked]
+                if at_one_index(states):
+                    assert not (differs := difference(asked, states)), f"the same log, another state: {differs}"
+                    return
             if time.monotonic() > deadline:
                 facts = {node.id: status and _summary(status) for node, status in statuses}
                 raise NodeFailed(f"the nodes did not come to rest: {facts}\n{self.cluster.last_words()}")
