@@ -38,8 +38,12 @@ class Compaction:
         applier: Applier,
         files: Executor,
         options: NodeOptions,
+        *,
+        forget: Callable[[int], None],
     ) -> None:
+        """`forget` takes the entries up to an index out of the log in memory, with what the core has queued of them."""
         self._log = entries
+        self._forget = forget
         self._wal = wal
         self._machine = machine
         self._applier = applier
@@ -114,7 +118,7 @@ class Compaction:
             return
         try:
             self.compacted_entries += to_index - self._log.prev_index
-            self._log.compact(to_index)
+            self._forget(to_index)
         except Exception as error:
             on_failure(error)
             return

@@ -137,7 +137,6 @@ class Driver:
             digest_at=machine.digest_at,
         )
         self.heartbeats.sessions = sessions
-        self._compaction = Compaction(entries, wal, machine, self.applier, self.reader, options)
         self.core = RawNode(
             CoreConfig(
                 id=self.id,
@@ -154,6 +153,9 @@ class Driver:
             CoreHardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), entries.last_index)),
             applied,
             random.Random(secrets.randbits(64)),
+        )
+        self._compaction = Compaction(
+            entries, wal, machine, self.applier, self.reader, options, forget=self.core.compact
         )
         self.transport = Transport(
             node_id=self.id,
@@ -498,15 +500,15 @@ class Driver:
             log.debug("lease expired node=%s session=%d", node, session)
 
     def _judge_disk(self) -> None:
-        """As leader whose disk hangs: hand over to a follower whose disk does not.
+        """While the disk hangs: do not campaign, and as leader hand over to a follower whose disk does not hang.
 
         Followers may sync what this node cannot, so heartbeats alone would keep alive a leader that holds everybody up.
         """
-        if self.core.role is not Role.LEADER:
-            return
         age_s = self.writer.oldest_unsynced_age_s()
-        if age_s <= self._contact_window_s:
+        self.core.barred = age_s > self._contact_window_s  # it still votes, but does not campaign
+        if not self.core.barred:
             self._disk_reported = False
+        if not self.core.barred or self.core.role is not Role.LEADER:
             return
         lag_ms = self.heartbeats.disk_lag_ms
         healthy = [node for node in lag_ms if lag_ms[node] < age_s * 500 and self.transport.connected(node)]
