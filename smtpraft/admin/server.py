@@ -140,7 +140,11 @@ class Admin:
         except NotReplicated as error:
             return _problem(503, str(error) or "the cluster did not take it", "not-replicated")
         except (OutcomeUnknown, TimeoutError):
-            return _problem(503, "no majority answered in time; it may be repeated", "outcome-unknown")
+            return _problem(
+                503,
+                "no majority answered in time; the command may still take effect, and may be repeated",
+                "outcome-unknown",
+            )
         except Stopped:
             return _problem(503, "this node is stopping", "stopping")
         except SmtpRaftError as error:

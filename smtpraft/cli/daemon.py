@@ -19,6 +19,7 @@ import random
 import secrets
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,7 @@ STOP_S: Final = 15.0  # service managers and the cluster's other nodes wait 20
 DRAIN_S: Final = 6.0
 LINGER_S: Final = 1.0  # if all nodes stop at once, the others need us for a majority until they have drained too
 NODE_STOP_S: Final = 5.0
+SIGNAL_PAIR_S: Final = 0.5
 QUORUM_SAMPLE_S: Final = 0.1
 QUORUM_GRACE_S: Final = 3.0  # several elections long: a failover is waited out, a lost majority is not
 
@@ -97,6 +99,7 @@ class Daemon:
         self._token = token
         self._stop = asyncio.Event()
         self._signals = 0
+        self._signalled_at: float | None = None
         self._quorum_seen_at = -QUORUM_GRACE_S
         self._delivery_error: asyncio.Future[BaseException]
 
@@ -241,7 +244,11 @@ class Daemon:
     # ---- stop ----
 
     def _signalled(self, number: int) -> None:
+        now = time.monotonic()
+        if self._signalled_at is not None and now - self._signalled_at < SIGNAL_PAIR_S:
+            return  # one wish told twice: a supervisor that signals the process and then its group
         self._signals += 1
+        self._signalled_at = now
         if self._signals > 1:
             log.warning("second signal=%s: ending at once", signal.Signals(number).name)
             logging.shutdown()

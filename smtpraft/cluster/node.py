@@ -175,8 +175,8 @@ class Node:
         return self._driver.lease_expires_in_s() if self._is_running() else 0.0
 
     def has_quorum(self) -> bool:
-        """Return whether a proposal made now would likely commit: there is a leader, and contact is recent."""
-        return self._is_running() and self._driver.has_quorum()
+        """Return whether a proposal made now would likely commit: a leader, recent contact, room on disk."""
+        return self._is_running() and self._driver.has_quorum() and not self._driver.writer.waiting_for_room
 
     async def wait_quorum(self, timeout_s: float) -> bool:
         """Wait until `has_quorum`, at most `timeout_s`; return whether it came."""

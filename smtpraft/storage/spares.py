@@ -56,6 +56,7 @@ class SparePool:
         self._next_number = 1 + max((int(name.split(".")[0], 16) for name in ready), default=0)
         self._changed = Condition()
         self._making = False
+        self._complaint = ""
         self._full = False
         self._closed = False
         self._thread: Thread | None = None
@@ -134,8 +135,11 @@ class SparePool:
             self._disk.rename(f"{self._directory}/{unfinished}", f"{self._directory}/{spare}")
             self._disk.sync_directory(self._directory)
             name = spare
+            self._complaint = ""
         except OSError as error:
-            log.warning("no spare segment directory=%s error=%s", self._directory, error)
+            if str(error) != self._complaint:  # once for each thing that is wrong, not once a try
+                self._complaint = str(error)
+                log.warning("no spare segment directory=%s error=%s", self._directory, error)
             return False
         finally:
             with self._changed:
