@@ -19,7 +19,7 @@ from smtpraft.cli.demo.book import Kill, Outcome
 
 from .cluster import Stage, wait_for
 from .figures import Figures
-from .journal import Journal, Outage
+from .journal import Journal
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -41,32 +41,28 @@ class Rounds:
         return self.journal.kills
 
 
-async def kill_leaders(directory: Path, rounds: int) -> Rounds:
-    """Kill the leader under load, `rounds` times; each time it comes back."""
+async def kill_leaders(directory: Path, rounds: int, *, count: int = 3) -> Rounds:
+    """Kill the leader, and of five nodes another one with it, under load, `rounds` times; each time they come back."""
     source = random.Random(20)
-    async with Stage(directory) as stage:
+    async with Stage(directory, count=count) as stage:
         journal = stage.journal
-        async with stage.load() as load:
+        async with stage.load(clients_per_node=15 // count) as load:
             for _ in range(rounds):
                 await load.wait_acknowledged(40)
                 leader = await stage.cluster.leader()
                 await asyncio.sleep(source.uniform(0, 0.2))
-                outage = kill_noted(stage, leader.id)
+                followers = source.sample(stage.cluster.others(leader), count // 2 - 1)
+                outages = stage.kill(leader, *followers)
+                journal.kills.append(Kill(leader.id, outages[0].since))
                 await wait_for(lambda: journal.kills[-1].seconds is not None, "a 250 after the kill")
-                await stage.restart(outage)
+                for outage in outages:
+                    await stage.restart(outage)
             await load.wait_acknowledged(40)
             await load.finish()
         await stage.settle()
         queues = [len(await stage.cluster.queue(node)) for node in stage.cluster.nodes]
         compared = sum(len(by_node) > 1 for by_node in stage.cluster.digests.values())
         return Rounds(journal, queues, compared)
-
-
-def kill_noted(stage: Stage, node_id: str) -> Outage:
-    """Kill a node; the journal finds out how long the next 250 takes."""
-    (outage,) = stage.kill(stage.node(node_id))
-    stage.journal.kills.append(Kill(node_id, outage.since))
-    return outage
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +124,16 @@ def test_the_next_250_comes_within_half_a_second_mostly(directory: Path, figures
     result.journal.check_repeats()
     result.journal.check_sessions()
     assert median(kill.seconds for kill in result.kills if kill.seconds) <= FAILOVER_MEDIAN_S_MAX
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_five_nodes_bear_the_loss_of_two_at_once(directory: Path, figures: Figures) -> None:
+    """The leader and another one, `ROUNDS` times."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        result = runner.run(kill_leaders(directory, ROUNDS, count=5))
+    note(figures, result, "two of five killed")
+    result.journal.check_mail()
+    result.journal.check_repeats()
+    result.journal.check_sessions()
+    assert result.queues == [0] * 5
