@@ -100,6 +100,7 @@ async def mail_refused(talk: Talk) -> bool:
     reply = await talk.say("MAIL FROM:<idle@demo.example>")
     if reply.startswith("2"):
         await talk.say("RSET")
+        await asyncio.sleep(0.2)  # a hundred commands without mail would end the session
         return False
     assert reply.startswith("451"), reply
     return True
