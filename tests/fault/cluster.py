@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from smtpraft.cli.client import Client, Json
-from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, NodeFailed, free_ports
+from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, NodeFailed
 
 from .journal import Journal, Outage
 from .load import CLIENTS_PER_NODE, PACE_S, Load
+from .ports import PortBlock
 from .state import at_one_index, difference, read_state
 from .witness import Witness
 
@@ -40,9 +41,9 @@ _BAD: Final = re.compile(r" (ERROR|CRITICAL) |Traceback|never retrieved|never aw
 class Cluster(DemoCluster):
     """The demo's cluster, with faults. Every digest that is seen is compared with those of other nodes."""
 
-    def __init__(self, directory: Path, sink_port: int, count: int, settings: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, ports: Sequence[int], count: int, settings: Mapping[str, str]) -> None:
         """`settings` by the names of environment variables without `SMTPRAFT_`: `DELIVERY__RETRY_S`."""
-        super().__init__(directory, count, sink_port)
+        super().__init__(directory, count, ports[0], ports[1 : 1 + 3 * count])
         self._environ |= {f"SMTPRAFT_{name}": value for name, value in settings.items()}
         self.digests: defaultdict[int, dict[str, str]] = defaultdict(dict)
 
@@ -163,8 +164,10 @@ class Stage:
     ) -> None:
         """`expected`: what a log line of level ERROR may hold in this test. Without `start` the test starts nodes."""
         self.journal = Journal()
-        self.witness = Witness(free_ports(1)[0], self.journal.arrived_from)
-        self.cluster = Cluster(directory, self.witness.port, count, settings or {})
+        self._block = PortBlock()
+        ports = self._block.ports
+        self.witness = Witness(ports[0], self.journal.arrived_from)
+        self.cluster = Cluster(directory, ports, count, settings or {})
         self._expected = tuple(expected)
         self._start = start
 
@@ -186,6 +189,7 @@ class Stage:
     async def _end(self, error: BaseException | None) -> None:
         self.cluster.kill()
         await self.witness.close()
+        self._block.close()
         if error is not None:
             error.add_note(self.cluster.last_words())
 

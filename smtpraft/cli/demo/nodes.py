@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -118,9 +118,10 @@ def _die_with_parent() -> None:
 class DemoCluster:
     """Nodes in one directory that deliver everything to one sink."""
 
-    def __init__(self, directory: Path, count: int, sink_port: int) -> None:
+    def __init__(self, directory: Path, count: int, sink_port: int, ports: Sequence[int] = ()) -> None:
+        """`ports`: three a node for it to use; without them any that are free now."""
         self.directory = directory
-        ports = free_ports(3 * count)
+        ports = ports or free_ports(3 * count)
         self.nodes = [
             DemoNode(f"node-{number}", directory / f"node-{number}", cluster, smtp, admin)
             for number, (cluster, smtp, admin) in enumerate(zip(*[iter(ports)] * 3, strict=True), start=1)
