@@ -90,7 +90,7 @@ def compare(targets: Sequence[Target], directory: Path, plan: Plan, say: Callabl
                 results.latencies[case].append(wait)
                 _rest(target)
                 say(
-                    f"round {number}/{plan.rounds}  {target.name:28} {sessions:3} sessions  {run.rate:5.0f}/s  "
+                    f"round {number}/{plan.rounds}  {target.name:28} {sessions:3} x  {run.rate:5.0f}/s  "
                     f"p50 {wait.p50_ms:6.2f} ms  p99 {wait.p99_ms:6.2f} ms"
                 )
     return results

@@ -64,13 +64,11 @@ class Cluster(DemoCluster):
         return max(int(str(status["leader_changes"])) for status in self.status())
 
     def usage(self) -> Usage:
-        """CPU and syncs of each node; the leader goes by that name."""
-        leader = self.find_leader()
-        names = {node.id: "leader" if node is leader else f"follower {node.id}" for node in self.nodes}
-        pids = {names[node.id]: node.process.pid for node in self.nodes if node.process is not None}
+        """CPU and syncs of each node."""
         return Usage(
-            {name: cpu_seconds(pid) for name, pid in pids.items()},
-            {names[node.id]: metric(node, "smtpraft_wal_fsync_duration_seconds_count") for node in self.nodes},
+            {node.id: cpu_seconds(node.process.pid) for node in self.nodes if node.process is not None},
+            {node.id: metric(node, "smtpraft_wal_fsync_duration_seconds_count") for node in self.nodes},
+            self.find_leader().id,
         )
 
     def wait_delivered(self) -> None:

@@ -138,26 +138,38 @@ def _cpu(results: Results) -> str:
 
 
 def _processes(runs: Sequence[Run]) -> str:
-    """Return the medians by process, the dearest first; what is below 1 % of the sum is left out."""
-    names = {name for run in runs for name in run.used.cpu_s}
-    us = {name: median(run.used.cpu_s.get(name, 0.0) / run.messages * 1e6 for run in runs) for name in names}
+    """Return the medians by process, the dearest first; what is below 1 % of the sum is left out.
+
+    Nodes go by their roles, which may move from run to run: the leader, and the others in the order of their CPU.
+    """
+    spent = [_by_role(run) for run in runs]
+    names = {name for run in spent for name in run}
+    us = {name: median(run.get(name, 0.0) for run in spent) for name in names}
     shown = sorted((name for name in us if us[name] > 0.01 * sum(us.values())), key=lambda name: -us[name])
     return ", ".join(f"{name} {us[name]:.0f}" for name in shown)
+
+
+def _by_role(run: Run) -> dict[str, float]:
+    us = {name: cpu_s / run.messages * 1e6 for name, cpu_s in run.used.cpu_s.items()}
+    leader = us.pop(run.used.leader, None)
+    if leader is None:
+        return us
+    others = sorted(us.values(), reverse=True)
+    return {"leader": leader} | {f"follower {place}": spent for place, spent in enumerate(others, start=1)}
 
 
 def _syncs(results: Results) -> str:
     rows = []
     for name in results.targets:
+        if name in _PEERS:
+            continue  # nobody counts theirs
         cells = []
         for sessions in SESSIONS:
             runs = results.runs[name, sessions]
-            if not runs or not runs[0].used.syncs:
-                break
-            leader = [run.used.syncs.get("leader", 0.0) / run.messages for run in runs]
+            leader = [run.used.syncs.get(run.used.leader, 0.0) / run.messages for run in runs]
             total = [sum(run.used.syncs.values()) / run.messages for run in runs]
             cells += [_spread(leader, 2), _spread(total, 2)]
-        else:
-            rows.append((name, *cells))
+        rows.append((name, *cells))
     return _table(["", *(f"{sessions}: {who}" for sessions in SESSIONS for who in ("leader", "all three"))], rows)
 
 

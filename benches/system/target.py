@@ -16,13 +16,16 @@ class Usage:
     """What a target has used since it started."""
 
     cpu_s: Mapping[str, float]
-    """By process, or by the name of processes that do the same."""
+    """By node, or by the name of processes that do the same."""
     syncs: Mapping[str, float]
     """Syncs of the log by node; empty where nobody counts them."""
+    leader: str = ""
+    """The node that leads now."""
 
     def since(self, earlier: Usage) -> Usage:
         """Return the difference. What is not there any more counts for nothing."""
-        return Usage(_difference(self.cpu_s, earlier.cpu_s), _difference(self.syncs, earlier.syncs))
+        cpu_s, syncs = _difference(self.cpu_s, earlier.cpu_s), _difference(self.syncs, earlier.syncs)
+        return Usage(cpu_s, syncs, self.leader)
 
 
 class Target(Protocol):
