@@ -122,6 +122,14 @@ class Journal(Book):
             self.copies[found[1].decode("ascii", "replace")].append(copy)
         self.arrived(recipients, content)
 
+    def bounced(self, attempt_id: str, recipient: str) -> None:
+        """The sender was told that this recipient did not get it: the promise of the 250 is kept that way too."""
+        attempt = self.attempts[attempt_id]
+        was_resolved = attempt.delivered
+        attempt.copies[recipient] += 1
+        if attempt.outcome is Outcome.ACKNOWLEDGED and attempt.delivered and not was_resolved:
+            self.undelivered -= 1
+
     # ---- what the evidence says ----
 
     def repeats(self) -> list[Repeat]:

@@ -34,6 +34,8 @@ class Witness:
         self.arrived = arrived
         self.holds: Callable[[str, str], bool] = lambda node, stage: False
         """Asked with a node and `DATA` or `DOT`: shall it wait for that reply until `release`?"""
+        self.refuses: Callable[[str], bool] = lambda recipient: False
+        """Asked with each recipient: is there nobody of that name?"""
         self.dots: Counter[str] = Counter()
         """Final dots, by node."""
         self.unfinished: list[Unfinished] = []
@@ -107,6 +109,9 @@ class _Session(SinkSession):
         if self._held:
             return False
         more = super()._take_command(replies)
+        if replies and self._recipients and self._witness.refuses(self._recipients[-1]):
+            self._recipients.pop()
+            replies[-1] = b"550 5.1.1 No such user\r\n"
         if self._in_data:
             self._awaiting_dot = True
             return self._hold(DATA, replies)
