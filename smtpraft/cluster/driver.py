@@ -127,7 +127,7 @@ class Driver:
             raise Fatal(
                 f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
                 f"{entries.last_index}: they are not of one run. "
-                "Restore both; never start this node with an empty directory, it would vote against what it acknowledged"
+                "Restore both; never start this node with an empty directory, it would vote anew on what it promised"
             )
         self.heartbeats = Heartbeats(
             self.id,

@@ -148,5 +148,5 @@ class Heartbeats:
         if mine is not None and mine != digest:
             raise Fatal(
                 f"state diverged: at index {index} this node's digest is {mine:016x}, leader {sender}'s {digest:016x}. "
-                "It stops. Keep its data directory; do not start it with an empty one, it would forget what it voted for"
+                "It stops. Keep its data directory; do not start it with an empty one, it would forget its votes"
             )
