@@ -100,8 +100,10 @@ class Applier:
         self._thread = threading.Thread(target=self._run, name="smtpraft-apply", daemon=True)
         self.applied_index = 0
 
-    def open(self) -> tuple[int, dict[NodeId, int]]:
+    def open(self, *, background: bool = True) -> tuple[int, dict[NodeId, int]]:
         """Open the machine and start the thread; return the applied index and the open sessions.
+
+        `background=False` starts none: the caller calls `work`.
 
         Raises:
             ValueError: the machine's notes cannot be read by this release.
@@ -109,7 +111,8 @@ class Applier:
         applied = self._machine.open()
         self._sessions = Sessions.decode(applied.notes)
         self.applied_index = applied.index
-        self._thread.start()
+        if background:
+            self._thread.start()
         return applied.index, self._sessions.open_sessions()
 
     def submit(self, batch: Batch) -> None:
@@ -150,16 +153,29 @@ class Applier:
     def _run(self) -> None:
         try:
             while (work := self._next()) is not None:
-                if isinstance(work, list):
-                    self._apply(work)
-                else:
-                    work()
+                self._do(work)
         except _Closing:
             pass
         except BaseException as error:
             self._deliver(lambda error=error: self._on_failure(error))  # type: ignore[misc]
         finally:
             self._machine.close()
+
+    def work(self) -> bool:
+        """Do the next thing there is to do, here and now; return whether there was one."""
+        with self._wake:
+            if not self._work:
+                return False
+        work = self._next()
+        assert work is not None
+        self._do(work)
+        return True
+
+    def _do(self, work: list[Batch] | Callable[[], None]) -> None:
+        if isinstance(work, list):
+            self._apply(work)
+        else:
+            work()
 
     def _next(self) -> list[Batch] | Callable[[], None] | None:
         """Wait for work: all batches that stand in a row, up to a bound, or one job; None to end."""

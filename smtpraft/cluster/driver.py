@@ -26,6 +26,7 @@ from typing import Final
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope, wire
+from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
@@ -84,7 +85,6 @@ class Driver:
         self.failed = failed
         self.entries = entries
         self.wal = wal
-        self.durable_index = entries.last_index
         self.elections_started = 0
         self.leader_changes = 0
         self.loop_lag_s = 0.0
@@ -97,8 +97,6 @@ class Driver:
         self._turning = False
         self._turn_wanted = False
         self._turned: asyncio.Future[None] | None = None
-        self._writes_out = 0
-        self._writing: deque[int] = deque()  # the last index of each write of entries under way, as far as it stands
         self._applying: deque[Message] = deque()
         self._role = Role.FOLLOWER
         self._leader = NO_NODE
@@ -154,6 +152,7 @@ class Driver:
             applied,
             random.Random(secrets.randbits(64)),
         )
+        self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
             entries, wal, machine, self.applier, self.reader, options, forget=self.core.compact
         )
@@ -215,6 +214,11 @@ class Driver:
         return self._turned
 
     # ---- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def durable_index(self) -> int:
+        """The last index whose entry is on this node's disk."""
+        return self._appends.durable_index
 
     def read_entries_blocking(self, first: int, last: int) -> bytes:
         """Return the encoded entries `first` to `last` from disk; for threads, never for the loop.
@@ -352,38 +356,20 @@ class Driver:
                     self.core.read_index(context)
 
     def _store(self, message: Message, must_sync: bool) -> None:
-        """Hand a STORAGE_APPEND to the WAL thread. Its responses leave when it, and all before it, is durable.
-
-        A commit index that moved alone is not worth a write: it is learnt again from the leader, and from the machine.
-        """
-        if not must_sync:
-            if not self._writes_out:
-                self._stored(message)
-                return
-            self._writes_out += 1
-            self.writer.submit([], 0, 0, None, False, lambda: self._write_done(message))
-            return
-        entries = message.entries
-        spans = self.entries.spans(entries.first, entries.last) if entries else []
-        if entries:
-            # A conflicting suffix is being replaced; of what is still being written of that, nothing will count.
-            self.durable_index = min(self.durable_index, entries.first - 1)
-            if self._writing and self._writing[-1] >= entries.first:
-                self._writing = deque(min(last, entries.first - 1) for last in self._writing)
-            self._writing.append(entries.last)
-        hard_state = HardState(self.core.term, self.core.vote, self.core.commit_index)
-        self._writes_out += 1
-        self.writer.submit(spans, entries.first, entries.last, hard_state, True, lambda: self._write_done(message))
+        """Hand a STORAGE_APPEND to the WAL thread. Its responses leave when it, and all before it, is durable."""
+        write = self._appends.take(message, must_sync)
+        if write is None:
+            self._stored(message)
+        else:
+            self.writer.submit(*write, lambda: self._write_done(message))
 
     def _write_done(self, message: Message) -> None:
-        self._writes_out -= 1
+        self._appends.written()
         if self._running and not self.failed.done():
             self.guard(lambda: self._stored(message))
 
     def _stored(self, message: Message) -> None:
-        if message.entries:
-            self.durable_index = max(self.durable_index, self._writing.popleft())
-        for response in message.responses:
+        for response in self._appends.finished(message):
             if response.to == self.id:
                 self.core.step(response)
             else:

@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,8 +55,12 @@ class _Down:
 class Proposals:
     """The proposals of one node, in order."""
 
-    def __init__(self, node: NodeId, *, max_pending_bytes: int) -> None:
+    def __init__(
+        self, node: NodeId, *, max_pending_bytes: int, random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    ) -> None:
+        """`random_bytes` makes the nonces of sessions; only a simulation has another one than the system's."""
         self._node = node
+        self._random_bytes = random_bytes
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
         self._unassigned: deque[Proposal] = deque()
@@ -63,7 +68,7 @@ class Proposals:
         self._outbox: deque[Proposal] = deque()
         self._seqs = itertools.count(1)
         self._next_seq = 1
-        self._nonce = secrets.token_bytes(envelope.NONCE_BYTES)
+        self._nonce = self._random_bytes(envelope.NONCE_BYTES)
         self._open_at = 0.0
         self._wanted = False
         self._down: dict[int, _Down] = {}
@@ -225,7 +230,7 @@ class Proposals:
     def _session_closed(self) -> None:
         """No copy that was handed out under the old session can be applied any more: start them afresh."""
         self.session = 0
-        self._nonce = secrets.token_bytes(envelope.NONCE_BYTES)
+        self._nonce = self._random_bytes(envelope.NONCE_BYTES)
         self._open_at = 0.0
         self._outbox.clear()
         for proposal in self._by_seq.values():

@@ -25,8 +25,9 @@ PASSES: Final = 3
 class Checkpointer:
     """Call `consider` after each commit with the pages in the log. If moving them failed, that raises the error."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, background: bool = True) -> None:
         self._path = path
+        self._background = background
         self._connection: apsw.Connection | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._running = False
@@ -66,7 +67,10 @@ class Checkpointer:
             return True
         assert self._executor is not None, "the checkpointer is open"
         self._running = True
-        self._executor.submit(self._move)
+        if self._background:
+            self._executor.submit(self._move)
+        else:
+            self._move()
         return False
 
     def _move(self) -> None:

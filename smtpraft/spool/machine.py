@@ -44,7 +44,15 @@ class SpoolMachine:
     tests and the simulator; it decides nothing, and only tells `now_ms` how long ago the last stamp was applied.
     """
 
-    def __init__(self, path: str, node_id: NodeId, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: str,
+        node_id: NodeId,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        background: bool = True,
+    ) -> None:
+        """`background=False`: what threads of its own would do is done when it comes up, by whoever calls."""
         self.node_id = node_id
         self.read_entry: Callable[[int], bytes] | None = None
         self.on_changes: Callable[[Changes], object] | None = None
@@ -54,7 +62,7 @@ class SpoolMachine:
         self._path = path
         self._monotonic = monotonic
         self._store = Store(path)
-        self._checkpointer = Checkpointer(path)
+        self._checkpointer = Checkpointer(path, background=background)
         self._queue: Queue
         self._digest = RollingDigest(0, bytes(32), 0, bytes(32))
         self._applied_index = 0

@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Condition, Thread
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 
 from smtpraft.errors import Stopped
 from smtpraft.storage.batch import HardState
 from smtpraft.storage.disk import Buffer
 from smtpraft.storage.errors import WalFull
+from smtpraft.storage.group import Done, Submission, gather, write_group
 from smtpraft.storage.stats import WalStats
 from smtpraft.storage.wal import Wal
 
@@ -31,19 +32,6 @@ log = logging.getLogger(__name__)
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024  # Gather no more than this: at 1 GB/s a sync of 4 MiB takes 4 ms already.
 FULL_RETRY_S: Final = 0.25
 VOUCH_AFTER_S: Final = 0.5  # With nothing to write for so long, note that the last batch was synced.
-
-Done = Callable[[], None]
-
-
-class _Item(NamedTuple):
-    spans: Sequence[Buffer]
-    first_index: int
-    last_index: int
-    size_bytes: int
-    hard_state: HardState | None
-    sync: bool
-    done: Done
-    since: float
 
 
 class WalWriter:
@@ -64,7 +52,7 @@ class WalWriter:
         self._deliver = deliver
         self._on_failure = on_failure
         self._changed = Condition()
-        self._items: deque[_Item] = deque()  # all that is not done, what is being written included
+        self._items: deque[Submission] = deque()  # all that is not done, what is being written included
         self._items_bytes = 0
         self._batch_bytes_max = min(BATCH_BYTES_MAX, wal.batch_bytes_max)
         self._closing = False
@@ -113,7 +101,7 @@ class WalWriter:
             Stopped: the writer is closed.
         """
         size_bytes = sum(map(len, spans))
-        item = _Item(spans, first_index, last_index, size_bytes, hard_state, sync, done, monotonic())
+        item = Submission(spans, first_index, last_index, size_bytes, hard_state, sync, done, monotonic())
         with self._changed:
             if self._closing:
                 raise Stopped("the write-ahead log's writer is closed")
@@ -142,48 +130,24 @@ class WalWriter:
             with suppress(RuntimeError):  # The loop is closed: nobody is left to be told.
                 self._deliver(lambda: self._on_failure(failure))
 
-    def _gather(self) -> list[_Item]:
+    def _gather(self) -> list[Submission]:
         """Return what can go out as one batch, waiting for the first of it; nothing when closed."""
         if not self._wait(VOUCH_AFTER_S):
             self._wal.vouch()
             self._wait(None)
         with self._changed:
-            group: list[_Item] = []
-            last_index = size_bytes = 0
-            for item in self._items:
-                if item.spans:
-                    if last_index and item.first_index != last_index + 1:
-                        break  # A truncation, which begins a batch.
-                    if group and size_bytes + item.size_bytes > self._batch_bytes_max:
-                        break
-                    last_index = item.last_index
-                    size_bytes += item.size_bytes
-                group.append(item)
-            return group
+            return gather(self._items, self._batch_bytes_max)
 
     def _wait(self, timeout_s: float | None) -> bool:
         """Wait until there is something to write, or none is to come; False if the time runs out first."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._items) or self._closing, timeout_s)
 
-    def _write(self, group: list[_Item]) -> bool:
+    def _write(self, group: list[Submission]) -> bool:
         """Write a group as one batch; False if it cannot be and the writer is closed."""
-        spans: list[Buffer] = []
-        first_index = last_index = 0
-        hard_state = None
-        sync = False
-        for item in group:
-            if item.spans:
-                spans += item.spans
-                first_index = first_index or item.first_index
-                last_index = item.last_index
-            hard_state = item.hard_state or hard_state
-            sync = sync or item.sync
-        if not spans and hard_state is None and not sync:
-            return True  # Only the order was wanted.
         while True:
             try:
-                self._wal.write(spans, first_index, last_index, hard_state, sync)
+                write_group(self._wal, group)
             except WalFull as error:
                 if not self._waiting_for_room:
                     log.warning("write-ahead log waits for room error=%s", error)
@@ -196,7 +160,7 @@ class WalWriter:
                 self._waiting_for_room = False
                 return True
 
-    def _finish(self, group: list[_Item]) -> None:
+    def _finish(self, group: list[Submission]) -> None:
         with self._changed:
             for item in group:
                 self._items.popleft()
