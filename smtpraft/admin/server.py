@@ -4,9 +4,10 @@
     GET  /metrics                  Prometheus                  GET  /v1/queue/ID[/body]  one message
     GET  /v1/status                this node                   POST /v1/queue/ACTION     {"ids": […]} or {"all": true}
     POST /v1/leader/transfer       {"to": "node-2"} or {}      ACTION: hold release delete flush
+    /v1/kv                         the key-value map: see `keys`
 
 Nothing changes by GET. On a loopback address there is no token; then a request must name the host as an address or
-`localhost` and a POST must be JSON, so that no web page in an operator's browser can reach in here.
+`localhost` and what changes something must be JSON, so that no web page in an operator's browser can reach in here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
@@ -22,12 +22,18 @@ from typing import Final, Protocol
 from aiohttp import web
 from prometheus_client import Metric
 
+from smtpraft.admin.answers import content as _content
+from smtpraft.admin.answers import linearizable as _linearizable
+from smtpraft.admin.answers import problem as _problem
+from smtpraft.admin.answers import refusal as _refusal
+from smtpraft.admin.keys import KeyHandlers
 from smtpraft.admin.metrics import CONTENT_TYPE, render
-from smtpraft.admin.views import JsonObject, message_view, status_view
+from smtpraft.admin.views import message_view, status_view
 from smtpraft.cluster.status import NodeStatus
 from smtpraft.config import AdminSettings, ConfigError, parse_address
 from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError, Stopped
 from smtpraft.spool.client import SpoolClient
+from smtpraft.spool.keyclient import KeyValues
 from smtpraft.spool.types import MessageId, MessageNotFound, parse_message_id
 from smtpraft.types import NodeId
 
@@ -64,6 +70,7 @@ class Admin:
         settings: AdminSettings,
         node: AdminNode,
         client: SpoolClient,
+        keys: KeyValues,
         *,
         digest: Callable[[], tuple[str, int]],
         compiled: bool,
@@ -79,6 +86,7 @@ class Admin:
         self._address = address
         self._node = node
         self._client = client
+        self._key_handlers = KeyHandlers(keys)
         self._digest = digest
         self._compiled = compiled
         self._metrics = metrics
@@ -105,6 +113,7 @@ class Admin:
                 web.get("/v1/queue/{id}/body", self._get_body),
                 web.post("/v1/queue/{action:hold|release|delete|flush}", self._post_action),
                 web.post("/v1/leader/transfer", self._post_transfer),
+                *self._key_handlers.routes(),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -286,30 +295,8 @@ class Admin:
         return web.json_response({"from": before.leader_id or None, "to": chosen})
 
 
-def _linearizable(request: web.Request) -> bool:
-    return request.query.get("linearizable", "1") not in ("0", "false")
-
-
 def _message_id(request: web.Request) -> MessageId:
     try:
         return parse_message_id(request.match_info["id"])
     except ValueError:
         raise MessageNotFound from None
-
-
-async def _content(request: web.Request) -> JsonObject:
-    try:
-        content = await request.json() if request.can_read_body else {}
-    except (ValueError, LookupError, RecursionError):  # no JSON, a charset that nobody knows, brackets without end
-        content = None
-    if not isinstance(content, dict):
-        raise _refusal(web.HTTPBadRequest, "send a JSON object")
-    return content
-
-
-def _refusal(kind: type[web.HTTPClientError], text: str) -> web.HTTPException:
-    return kind(text=json.dumps({"error": text}), content_type="application/json")
-
-
-def _problem(status: int, text: str, code: str | None = None) -> web.Response:
-    return web.json_response({"error": text} | ({"code": code} if code else {}), status=status)

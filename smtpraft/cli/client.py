@@ -22,7 +22,11 @@ JsonValue = str | int | float | bool | None | list["JsonValue"] | Json
 
 
 class EndpointError(Exception):
-    """One endpoint gave no answer at all. The text says which and why."""
+    """One endpoint gave no answer at all. The text says which and why; `sent`: it may have got the request though."""
+
+    def __init__(self, text: str, *, sent: bool = False) -> None:
+        super().__init__(text)
+        self.sent = sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,13 @@ class Answer:
         except (ValueError, KeyError, TypeError):
             return f"HTTP {self.status}"
 
+    def code(self) -> str:
+        """Return the code by which programs know what was wrong, "" if there is none."""
+        try:
+            return str(json.loads(self.body).get("code", ""))
+        except (ValueError, AttributeError):
+            return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -78,9 +89,12 @@ class Client:
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
+        sent = False
         try:
             connection = http.client.HTTPConnection(host, timeout=self.timeout_s)
             try:
+                connection.connect()
+                sent = True
                 connection.request(method, path, data, headers)
                 response = connection.getresponse()
                 return Answer(endpoint, response.status, response.read())
@@ -90,9 +104,9 @@ class Client:
             reason = (
                 _reason(error) if isinstance(error, http.client.InvalidURL) else "what answers there is no smtpraft"
             )
-            raise EndpointError(f"{endpoint}: {reason}") from None
+            raise EndpointError(f"{endpoint}: {reason}", sent=sent) from None
         except (OSError, UnicodeError) as error:
-            raise EndpointError(f"{endpoint}: {_reason(error)}") from None
+            raise EndpointError(f"{endpoint}: {_reason(error)}", sent=sent) from None
 
     def request(self, method: str, path: str, body: Json | None = None, *, next_on: Sequence[int] = (503,)) -> Answer:
         """Return the first answer that is neither missing nor one of `next_on`: "not now", unless said otherwise.
@@ -118,6 +132,33 @@ class Client:
             if answer.status in (401, 403):
                 raise CommandError(Exit.CONFIG, f"{endpoint}: {answer.error()}")
             return answer
+        raise CommandError(status, *failures)
+
+    def request_once(self, method: str, path: str, body: Json | None = None) -> Answer:
+        """Return an answer to what must not be done twice: the next endpoint is asked only if this one surely did not.
+
+        Raises:
+            CommandError: as `request`; TEMPFAIL too if it is not known whether it was done.
+        """
+        failures = []
+        status = Exit.UNAVAILABLE
+        for endpoint in self.endpoints:
+            try:
+                answer = self.ask(endpoint, method, path, body)
+            except EndpointError as error:
+                if error.sent:
+                    unknown = f"{error}; it may be done or not: look before you repeat it"
+                    raise CommandError(Exit.TEMPFAIL, unknown) from None
+                failures.append(str(error))
+                continue
+            if answer.status in (401, 403):
+                raise CommandError(Exit.CONFIG, f"{endpoint}: {answer.error()}")
+            if answer.status != 503:
+                return answer
+            if answer.code() not in ("not-replicated", "stopping"):
+                raise CommandError(Exit.TEMPFAIL, f"{endpoint}: {answer.error()}")
+            failures.append(f"{endpoint}: {answer.error()}")
+            status = Exit.TEMPFAIL
         raise CommandError(status, *failures)
 
     def queue(self, limit: int | None = None) -> Iterator[Json]:

@@ -41,6 +41,7 @@ from smtpraft.errors import Fatal, SmtpRaftError
 from smtpraft.fastlog import COMPILED
 from smtpraft.smtp import SmtpServer
 from smtpraft.spool.client import SpoolClient
+from smtpraft.spool.keyclient import KeyValues
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
 from smtpraft.types import NodeId, parse_node_id
@@ -162,6 +163,7 @@ class Daemon:
             self.node = Node(node_options(config, self._secret), self.machine)
             self.machine.read_entry = self.node.read_entry_blocking
             self.client = SpoolClient(self.node, self.machine)
+            self.keys = KeyValues(self.node, self.machine)
             self.smtp = SmtpServer(config.smtp, accept=self.client.accept, ready=self._ready)
             self.delivery = Delivery(
                 config.delivery,
@@ -176,6 +178,7 @@ class Daemon:
                 config.admin,
                 self.node,
                 self.client,
+                self.keys,
                 digest=self.machine.digest_now,
                 compiled=COMPILED,
                 metrics=[self._metrics],

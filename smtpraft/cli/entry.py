@@ -87,6 +87,7 @@ def build_parser() -> _Parser:
     transfer.set_defaults(command=_remote("transfer"))
 
     _add_queue(commands, remote)
+    _add_kv(commands, remote)
     _add_config(commands, shape, configured)
 
     version = commands.add_parser("version", parents=[shape], help="this version, and whether it is compiled")
@@ -123,6 +124,34 @@ def _add_queue(commands: _Commands, remote: _Parser) -> None:
         change.set_defaults(command=_remote("change"), action=action)
 
 
+def _add_kv(commands: _Commands, remote: _Parser) -> None:
+    actions = commands.add_parser("kv", help="the replicated key-value map").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    reading = _Parser(add_help=False, parents=[remote])
+    reading.add_argument("--stale", action="store_true", help="what this node knows, without asking a majority")
+    get = actions.add_parser("get", parents=[reading], help="print a value")
+    get.add_argument("key", metavar="KEY")
+    get.set_defaults(command=_remote("kv_get"))
+    put = actions.add_parser("put", parents=[remote], help="write a value, whatever was there")
+    put.add_argument("key", metavar="KEY")
+    put.add_argument("value", metavar="VALUE", help="- reads it from stdin")
+    put.set_defaults(command=_remote("kv_put"), revision=None)
+    cas = actions.add_parser("cas", parents=[remote], help="write a value if the key is at a revision")
+    cas.add_argument("key", metavar="KEY")
+    cas.add_argument("revision", metavar="REVISION", type=_revision, help="as `get -w json` tells; 0: not there")
+    cas.add_argument("value", metavar="VALUE", help="- reads it from stdin")
+    cas.set_defaults(command=_remote("kv_put"))
+    delete = actions.add_parser("delete", parents=[remote], help="delete a key")
+    delete.add_argument("key", metavar="KEY")
+    delete.add_argument("--revision", metavar="N", type=_revision, help="only if it is at this one")
+    delete.set_defaults(command=_remote("kv_delete"))
+    listing = actions.add_parser("list", parents=[reading], help="keys, in order")
+    listing.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only those that begin so")
+    listing.add_argument("--limit", metavar="N", type=_positive, help="no more than N keys")
+    listing.set_defaults(command=_remote("kv_list"))
+
+
 def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> None:
     config = commands.add_parser("config", help="check and show the settings")
     actions = config.add_subparsers(metavar="ACTION", required=True)
@@ -138,6 +167,12 @@ def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> Non
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:10]) < 1_000_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _revision(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no revision: 0 (not there) or what a read gave")
     return int(text)
 
 
@@ -159,7 +194,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _remote(function: str) -> Command:
     def run(arguments: argparse.Namespace) -> int:
-        from smtpraft.cli import queue, status
+        from smtpraft.cli import kv, queue, status
         from smtpraft.cli.client import Client, endpoints_from, token_from
 
         client = Client(
@@ -172,6 +207,10 @@ def _remote(function: str) -> Command:
             "list_messages": queue.list_messages,
             "show": queue.show,
             "change": queue.change,
+            "kv_get": kv.get,
+            "kv_put": kv.put,
+            "kv_delete": kv.delete,
+            "kv_list": kv.list_keys,
         }
         return commands[function](client, arguments)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from smtpraft.spool.client import Replicator, SpoolClient
 from smtpraft.spool.errors import SpoolFull, SpoolNewer, SpoolUnusable
+from smtpraft.spool.keyclient import KeyValues
+from smtpraft.spool.keyvalues import ABSENT, KeyConflict, KeyInfo, KeyValue, MapFull
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.spool.types import (
     Changes,
@@ -30,9 +32,15 @@ from smtpraft.spool.types import (
 )
 
 __all__ = [
+    "ABSENT",
     "Changes",
     "EndedMessage",
     "Envelope",
+    "KeyConflict",
+    "KeyInfo",
+    "KeyValue",
+    "KeyValues",
+    "MapFull",
     "MessageId",
     "MessageInfo",
     "MessageNotFound",

@@ -12,10 +12,12 @@ in the log can be said as an offset into a command, and nothing of it is parsed 
     OUTCOMES        outcomes; each with its bounce's length        the bounces, one after the other
     HOLD, RELEASE,  ids; or none, and then up to `limit` of those  -
     DELETE, FLUSH   above `after` and not above `to`
+    KEY_PUT         key, revision it must be at (nil: any)         the value
+    KEY_DELETE      key, revision it must be at (nil: any)         -
 
 What is proposed is bounded here, by the sender. What is applied is checked for what would break the machine and no
 more: a command that cannot be understood is refused, alike on every node; one of a newer version stops the node, which
-needs upgrading.
+needs upgrading. A command has the version in which its op appeared: KEY_PUT and KEY_DELETE 2, all others 1.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import msgspec
 
 from smtpraft.spool.types import CHUNK_BYTES, ORDINAL_MAX, Envelope, Outcome, RecipientState, number_of
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 ACCEPT: Final = 1
 CHUNK: Final = 2
@@ -39,6 +41,8 @@ HOLD: Final = 5
 RELEASE: Final = 6
 DELETE: Final = 7
 FLUSH: Final = 8
+KEY_PUT: Final = 9
+KEY_DELETE: Final = 10
 OPERATOR_OPS: Final = (HOLD, RELEASE, DELETE, FLUSH)
 
 FLAG_SMTPUTF8: Final = 1
@@ -70,6 +74,7 @@ class Refusal(enum.IntEnum):
     NO_RECIPIENTS = 2
     UPLOAD_INCOMPLETE = 3
     CHUNK_REPEATED = 4
+    MAP_FULL = 5
 
 
 class NewerCommand(ValueError):
@@ -125,7 +130,12 @@ class OperatorHeader(msgspec.Struct, array_like=True, frozen=True, gc=False):
     limit: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
 
 
-Header = AcceptHeader | ChunkHeader | ForgetHeader | OutcomesHeader | OperatorHeader
+class KeyHeader(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    key: str
+    expected: _I63 | None = None
+
+
+Header = AcceptHeader | ChunkHeader | ForgetHeader | OutcomesHeader | OperatorHeader | KeyHeader
 
 _encode_header: Final = msgspec.msgpack.Encoder().encode
 _decoders: Final[dict[int, msgspec.msgpack.Decoder[Header]]] = {
@@ -137,7 +147,10 @@ _decoders: Final[dict[int, msgspec.msgpack.Decoder[Header]]] = {
     RELEASE: msgspec.msgpack.Decoder(OperatorHeader),
     DELETE: msgspec.msgpack.Decoder(OperatorHeader),
     FLUSH: msgspec.msgpack.Decoder(OperatorHeader),
+    KEY_PUT: msgspec.msgpack.Decoder(KeyHeader),
+    KEY_DELETE: msgspec.msgpack.Decoder(KeyHeader),
 }
+_VERSIONS: Final = {op: 2 if op in (KEY_PUT, KEY_DELETE) else 1 for op in _decoders}
 
 
 def decode(data: bytes) -> tuple[int, Header, int] | Refusal:
@@ -153,7 +166,7 @@ def decode(data: bytes) -> tuple[int, Header, int] | Refusal:
         raise NewerCommand(f"command {op} of version {version}, we know up to {VERSION}")
     body_offset = PREFIX_BYTES + header_bytes
     decoder = _decoders.get(op)
-    if decoder is None or version != VERSION or body_offset > len(data):
+    if decoder is None or version != _VERSIONS[op] or body_offset > len(data):
         return Refusal.MALFORMED
     try:
         return op, decoder.decode(memoryview(data)[PREFIX_BYTES:body_offset]), body_offset
@@ -163,7 +176,7 @@ def decode(data: bytes) -> tuple[int, Header, int] | Refusal:
 
 def _encode(op: int, header: Header, body: Sequence[bytes | memoryview] = ()) -> bytes:
     head = _encode_header(header)
-    return b"".join((_PREFIX.pack(op, VERSION, len(head)), head, *body))
+    return b"".join((_PREFIX.pack(op, _VERSIONS[op], len(head)), head, *body))
 
 
 def encode_accept(
@@ -250,6 +263,12 @@ def encode_operator(op: int, numbers: Sequence[int] | None, after: int = 0, to: 
     """Return an operator's command: for the messages in `numbers`, or for up to `limit` of those in (after, to]."""
     assert op in OPERATOR_OPS, f"op {op}"
     return _encode(op, OperatorHeader(None if numbers is None else list(numbers), after, to, limit))
+
+
+def encode_key(op: int, key: str, expected: int | None, value: bytes) -> bytes:
+    """Return the command that puts or deletes a key, at the `expected` revision only unless that is None."""
+    assert op in (KEY_PUT, KEY_DELETE), f"op {op}"
+    return _encode(op, KeyHeader(key, expected), (value,))
 
 
 def message_flags(flags: int) -> int:

@@ -10,7 +10,7 @@ from smtpraft.spool.message import Message
 
 
 class Counters(msgspec.Struct, omit_defaults=True):
-    """Stored with each batch. The first five and `owners` are about what is queued now, the others only ever grow."""
+    """Stored with each batch. The first five, `owners` and `key…` are of what is there now, the others only grow."""
 
     queued: int = 0
     deferred: int = 0
@@ -27,6 +27,8 @@ class Counters(msgspec.Struct, omit_defaults=True):
     moved: int = 0
     ended: int = 0
     owners: dict[str, int] = {}
+    keys: int = 0
+    key_bytes: int = 0
 
     def add(self, message: Message, sign: int = 1) -> None:
         """Count a queued message; with `sign` -1, count it no more (as it was before a change, or at its end)."""

@@ -104,7 +104,7 @@ class SpoolMachine:
         """Apply `items`, which follow the last applied one, in one transaction; return one result an item.
 
         A command's result: ACCEPT the message id, CHUNK its bytes, FORGET_UPLOAD a count, OUTCOMES a tuple of which
-        counted, HOLD and its like (count, id to go on after); or a `Refusal`.
+        counted, HOLD and its like (count, id to go on after), KEY_PUT and KEY_DELETE a `KeyResult`; or a `Refusal`.
 
         Raises:
             SpoolFull: no room; nothing was applied, the same items may be given again.

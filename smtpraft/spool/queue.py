@@ -30,12 +30,14 @@ from smtpraft.spool.commands import (
     AcceptHeader,
     ChunkHeader,
     ForgetHeader,
+    KeyHeader,
     OperatorHeader,
     OutcomeHeader,
     OutcomesHeader,
     Refusal,
 )
 from smtpraft.spool.counters import Counters
+from smtpraft.spool.keymap import change_key
 from smtpraft.spool.message import Message
 from smtpraft.spool.store import HISTORY_MESSAGES, HistoryRow, Store, recipient_row
 from smtpraft.spool.touched import CHANGES_MAX, Touched
@@ -105,6 +107,8 @@ class Queue:
                 return count, _COUNT.pack(count)
             case OperatorHeader():
                 return self._operate(item, op, header)
+            case KeyHeader():
+                return change_key(self._store, self.counters, item, op, header, body_offset)
 
     def _accept(self, item: Command, header: AcceptHeader, body_offset: int) -> tuple[object, bytes]:
         if not header.recipients:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
+from smtpraft.spool.keyvalues import KeyInfo, KeyValue
 from smtpraft.spool.store import read_messages
 from smtpraft.spool.types import BodyPart, EndedMessage, MessageInfo, Recipient, id_of_number
 from smtpraft.types import NodeId
@@ -122,3 +123,21 @@ class Reader:
             bool(is_bounce),
             msgspec.json.decode(recipients, type=tuple[Recipient, ...]),
         )
+
+    def key(self, key: str) -> KeyValue | None:
+        """Return a key of the map, or None."""
+        assert self._connection is not None, "the reader is open"
+        rows: list[tuple[Any, ...]] = self._connection.execute(
+            "SELECT value, revision FROM keys WHERE key = ?", (key,)
+        ).fetchall()
+        return KeyValue(key, *rows[0]) if rows else None
+
+    def keys(self, prefix: str, after: str, limit: int) -> list[KeyInfo]:
+        """Return up to `limit` keys that begin with `prefix` and are above `after`, in order."""
+        assert self._connection is not None, "the reader is open"
+        rows: list[tuple[Any, ...]] = self._connection.execute(
+            "SELECT key, revision, length(value) FROM keys WHERE key >= ? AND key > ? ORDER BY key LIMIT ?",
+            (prefix, after, limit),
+        ).fetchall()
+        # Those that begin alike stand together, the first of them not below the prefix itself.
+        return [KeyInfo(*row) for row in rows if row[0].startswith(prefix)]

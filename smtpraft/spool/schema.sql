@@ -1,4 +1,4 @@
--- The replicated mail queue, format 1. Every node has the same rows in all tables but `bodies` and the last
+-- The replicated mail queue, format 2. Every node has the same rows in all tables but `bodies` and the last
 -- two columns of `meta`. A message's id is `log index << 12 | ordinal`: see types.py.
 
 CREATE TABLE meta (
@@ -89,5 +89,11 @@ CREATE TABLE history (              -- a ring: the last 10,000 messages that lef
     recipients TEXT NOT NULL        -- JSON; at most 20, those that failed first
 ) STRICT;
 
+CREATE TABLE keys (                 -- the key-value map; since format 2, see _UPGRADES in store.py
+    key TEXT PRIMARY KEY,
+    value BLOB NOT NULL,
+    revision INTEGER NOT NULL       -- index of the entry that wrote it
+) STRICT;
+
 PRAGMA application_id = 0x736D7471; -- "smtq"
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;

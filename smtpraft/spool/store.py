@@ -27,13 +27,18 @@ from smtpraft.spool.types import ORDINAL_BITS, BodyPart, Recipient
 from smtpraft.types import NodeId
 
 APPLICATION_ID: Final = 0x736D7471  # "smtq"
-FORMAT: Final = 1
+FORMAT: Final = 2
 SQLITE_VERSION_MIN: Final = 3_051_003  # before: two connections and a checkpoint could corrupt a WAL database
 WAL_KEPT_BYTES: Final = 32 * 1024 * 1024
 CACHE_KIB: Final = 16 * 1024
 CHECK_BYTES_MAX: Final = 64 * 1024 * 1024  # a larger file is not read through at every start
 
 HISTORY_MESSAGES: Final = 10_000
+
+_UPGRADES: Final = {  # what brings a file of the format to the next one; schema.sql is of the newest
+    1: "CREATE TABLE keys (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;"
+    " PRAGMA user_version = 2",
+}
 
 _SCHEMA: Final = importlib.resources.files("smtpraft.spool").joinpath("schema.sql")
 
@@ -115,6 +120,9 @@ class Store:
             if self._pragma("application_id") == 0:
                 with self.transaction():
                     self._cursor.execute(_SCHEMA.read_text("utf-8"))
+            while (version := self._pragma("user_version")) < FORMAT:
+                with self.transaction():
+                    self._cursor.execute(_UPGRADES[version])
             meta = self.meta()
         except (apsw.NotADBError, apsw.CorruptError) as error:
             raise SpoolUnusable(self.path, f"damaged: {error}") from error
@@ -347,6 +355,23 @@ class Store:
 
     def set_node(self, node: str, incarnation: int, up: bool) -> None:
         self._cursor.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?)", (node, incarnation, int(up)))
+
+    # Keys and values
+
+    def key_facts(self, key: str) -> tuple[int, int]:
+        """Return (revision, bytes of the value) of a key, (0, 0) if it is not there."""
+        rows = self._cursor.execute("SELECT revision, length(value) FROM keys WHERE key = ?", (key,)).fetchall()
+        return cast(tuple[int, int], rows[0]) if rows else (0, 0)
+
+    def put_key(self, key: str, value: bytes | memoryview, revision: int) -> None:
+        self._cursor.execute(
+            "INSERT INTO keys VALUES (?, ?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value, revision = excluded.revision",
+            (key, value, revision),
+        )
+
+    def delete_key(self, key: str) -> None:
+        self._cursor.execute("DELETE FROM keys WHERE key = ?", (key,))
 
     # Copies of bodies
 

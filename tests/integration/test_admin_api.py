@@ -155,6 +155,7 @@ class Bench:
             AdminSettings(listen="127.0.0.1:0"),
             self.node,
             self.queue,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]  # the map has tests of its own
             digest=lambda: ("abcd", 64),
             compiled=True,
             metrics=[
@@ -311,6 +312,7 @@ def test_without_a_token_only_loopback_is_served() -> None:
             AdminSettings(listen="0.0.0.0:8025"),
             FakeNode(),
             FakeQueue(),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
             digest=lambda: ("", 0),
             compiled=False,
         )

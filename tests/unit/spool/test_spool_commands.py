@@ -14,11 +14,11 @@ from smtpraft.spool.types import Envelope, Outcome, RecipientState, Result, mess
 
 from .journal import Bench, outcomes_command
 
-GOLDEN = Path(__file__).parents[2] / "data" / "spool_commands_v1.txt"
+GOLDEN = [Path(__file__).parents[2] / "data" / f"spool_commands_v{version}.txt" for version in (1, 2)]
 
 
 def golden_commands() -> dict[str, bytes]:
-    """Every command once. What they encode to is on disks and must be read for as long as version 1 is."""
+    """Every command once. What they encode to is on disks and must be read for as long as their versions are."""
     envelope = Envelope(
         "alice@example.org", ("bøb@example.net", "carol@example.net"), True, True, "192.0.2.1", "h", "u"
     )
@@ -39,11 +39,15 @@ def golden_commands() -> dict[str, bytes]:
         "release": commands.encode_operator(commands.RELEASE, None, 1, 2, 3),
         "delete": commands.encode_operator(commands.DELETE, []),
         "flush": commands.encode_operator(commands.FLUSH, None, 0, 2**60 - 1, 2000),
+        "key-put": commands.encode_key(commands.KEY_PUT, "schlüssel", None, b"value"),
+        "key-put-at": commands.encode_key(commands.KEY_PUT, "k", 77, b"\x00\xff"),
+        "key-delete": commands.encode_key(commands.KEY_DELETE, "k", 0, b""),
     }
 
 
-def test_the_bytes_of_version_1_stay_what_they_are() -> None:
-    golden = dict(line.split() for line in GOLDEN.read_text().splitlines() if not line.startswith("#"))
+def test_the_bytes_stay_what_they_are() -> None:
+    lines = [line for path in GOLDEN for line in path.read_text().splitlines()]
+    golden = dict(line.split() for line in lines if not line.startswith("#"))
     assert {name: data.hex() for name, data in golden_commands().items()} == golden
 
 
@@ -73,7 +77,7 @@ def test_every_command_comes_back_as_it_was() -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_decoder(data: bytes) -> None:
     """A command that makes every node stop would stop the cluster for good."""
-    if data[1:2] <= b"\x01":
+    if data[1:2] <= b"\x02":
         assert isinstance(commands.decode(data), Refusal | tuple)
 
 
@@ -96,7 +100,7 @@ def test_what_is_no_command_is_refused(bench: Bench, data: bytes) -> None:
 
 def test_a_command_of_a_newer_version_is_not_guessed_at() -> None:
     with pytest.raises(NewerCommand):
-        commands.decode(b"\x01\x02\x00\x00\x00\x00")
+        commands.decode(b"\x01\x03\x00\x00\x00\x00")
 
 
 def test_what_cannot_be_said_is_not_proposed() -> None:

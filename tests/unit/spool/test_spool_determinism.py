@@ -274,7 +274,7 @@ def test_a_gap_in_the_log_stops_the_machine(bench: Bench) -> None:
 
 def test_a_newer_command_stops_the_node_and_says_what_to_do(bench: Bench) -> None:
     with pytest.raises(SpoolNewer, match="upgrade this node"):
-        bench.do(b"\x01\x02\x00\x00\x00\x00")
+        bench.do(b"\x01\x03\x00\x00\x00\x00")
     assert bench.machine.digest_now()[1] == 0
 
 
@@ -282,9 +282,9 @@ def test_a_file_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "spool.db")
     Bench(path).machine.close()
     connection = apsw.Connection(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(SpoolNewer, match=r"format 2, this version reads up to 1: upgrade this node"):
+    with pytest.raises(SpoolNewer, match=r"format 3, this version reads up to 2: upgrade this node"):
         SpoolMachine(path, A).open()
 
 
