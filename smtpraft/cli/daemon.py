@@ -76,6 +76,7 @@ def node_options(config: Config, secret: bytes | None) -> NodeOptions:
         node_id=node_id,
         data_dir=str(Path(config.node.data_dir).resolve()),
         cluster_id=derive_cluster_id(cluster.name, [node_id, *(peer.id for peer in others)]),
+        cluster_name=cluster.name,
         listen=parse_listen(cluster.listen),
         peers=others,
         secret=secret,

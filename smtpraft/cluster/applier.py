@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 from smtpraft import fastlog
 from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, NoRoom, Skipped, StateMachine
+from smtpraft.cluster.members import Changed, Members
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.types import NodeId
 
@@ -64,6 +65,8 @@ class Result:
     opened: tuple[int, bytes] | None = None
     """(session, nonce) that was opened for this node."""
     digest: tuple[int, int] = (0, 0)
+    changes: list[Changed] = field(default_factory=list)
+    """What was done to the members, in order."""
 
 
 class _Closing(Exception):
@@ -114,6 +117,11 @@ class Applier:
         if background:
             self._thread.start()
         return applied.index, self._sessions.open_sessions()
+
+    @property
+    def members(self) -> Members:
+        """The members as far as the log was applied before the thread was given anything; then only for that thread."""
+        return self._sessions.members
 
     def submit(self, batch: Batch) -> None:
         """Apply `batch` after all that was submitted before; it must follow on from it."""
@@ -214,6 +222,7 @@ class Applier:
         if result.nodes_changed:
             result.open_sessions = self._sessions.open_sessions()
         result.digest = self._machine.digest()
+        result.changes, self._sessions.changes = self._sessions.changes, []
         self._deliver(lambda: self._on_result(result))
 
     def _apply_when_there_is_room(self, items: list[Item], notes: bytes) -> Sequence[object]:
@@ -243,6 +252,7 @@ class Applier:
             payload = bytes(span[at + fastlog.ENTRY_HEADER_BYTES : at + size])
             at += size
             if kind != fastlog.ENTRY_NORMAL:
+                sessions.change_members(index, kind, payload)
                 items.append(Skipped(index, term, stamp, crc))
                 continue
             item = sessions.admit(index, term, stamp, crc, payload)

@@ -26,20 +26,24 @@ from typing import Final
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope, wire
+from smtpraft.cluster.admission import Admission, first_members
 from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
+from smtpraft.cluster.founding import FRAME_FOUNDING
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.machine import StateMachine
 from smtpraft.cluster.outbound import Outbound
 from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.reads import Reads
+from smtpraft.cluster.roster import Roster
 from smtpraft.cluster.settings import NodeOptions
+from smtpraft.cluster.steward import Steward
 from smtpraft.cluster.transport import Transport
 from smtpraft.consensus import Config as CoreConfig
+from smtpraft.consensus import HardState as CoreHardState
 from smtpraft.consensus import (
-    ConfState,
     InvalidMessage,
     LocalMessage,
     Message,
@@ -49,11 +53,10 @@ from smtpraft.consensus import (
     RawNode,
     Role,
 )
-from smtpraft.consensus import HardState as CoreHardState
 from smtpraft.consensus.messages import APPEND_THREAD, APPLY_THREAD
 from smtpraft.errors import Fatal, Stopped
-from smtpraft.storage import HardState, Wal, WalWriter
-from smtpraft.types import NO_NODE, NodeId, node_order
+from smtpraft.storage import HardState, Identity, Standing, Wal, WalWriter
+from smtpraft.types import NO_NODE, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Driver:
         entries: fastlog.Log,
         wal: Wal,
         stored: HardState,
+        identity: Identity,
         failed: asyncio.Future[BaseException],
     ) -> None:
         """Open the state machine and put the parts together.
@@ -81,7 +85,6 @@ class Driver:
         """
         self.options = options
         self.id = options.node_id
-        self.voters = tuple(sorted([options.node_id, *(peer.id for peer in options.peers)], key=node_order))
         self.failed = failed
         self.entries = entries
         self.wal = wal
@@ -127,9 +130,10 @@ class Driver:
                 f"{entries.last_index}: they are not of one run. "
                 "Restore both; never start this node with an empty directory, it would vote anew on what it promised"
             )
+        conf_state, members = first_members(options, identity.facts, self.applier.members)
         self.heartbeats = Heartbeats(
             self.id,
-            self.voters,
+            conf_state,
             lease_s=options.lease_ms / 1000,
             grant_window_s=self._contact_window_s,
             digest_at=machine.digest_at,
@@ -147,7 +151,7 @@ class Driver:
                 election=options.election,
             ),
             entries,
-            ConfState(voters=self.voters),
+            conf_state,
             CoreHardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), entries.last_index)),
             applied,
             random.Random(secrets.randbits(64)),
@@ -161,11 +165,22 @@ class Driver:
             cluster_id=options.cluster_id,
             secret=options.secret,
             listen=options.listen,
-            peers=options.peers,
             receiver=self,
             incarnation=secrets.randbits(63),
+            directory=identity.facts.incarnation,
+            takes_part=identity.facts.standing is not Standing.FRESH,
             on_failure=self.fail,
         )
+        self.roster = Roster(
+            self.id,
+            members,
+            founded=self.applier.members.founded,
+            core=self.core,
+            heartbeats=self.heartbeats,
+            transport=self.transport,
+        )
+        self.admission = Admission(options, identity, self.transport, self.roster.begin)
+        self.steward = Steward(self.id, self.core, self.roster, self.transport, self.admission)
         self._outbound = Outbound(
             self.transport,
             entries,
@@ -178,14 +193,14 @@ class Driver:
 
     async def start(self) -> None:
         """Open the port, start the clock, ask for a session."""
-        if self.options.peers:
+        if self.roster.has_others or self.options.join or self.options.secret is not None:
             await self.transport.start()
         self.proposals.open_wanted()
         self._running = True
         self._next_tick = monotonic() + self.options.tick_ms / 1000
         self._tick_handle = self._loop.call_later(self.options.tick_ms / 1000, self._tick)
-        if not self.options.peers:
-            self.guard(self.core.campaign)  # alone: nobody to wait for
+        self.guard(self.admission.start)
+        self.guard(self.roster.campaign_if_alone)
 
     async def close(self) -> None:
         """Stop everything; whoever waits is told. What is being written or applied is finished."""
@@ -272,6 +287,7 @@ class Driver:
     def peer_lost(self, peer: NodeId, reset: bool) -> None:
         """`peer` cannot be reached."""
         log.info("lost peer=%s reset=%s", peer, reset)
+        self.admission.lost(peer)
         if self._running:
             self.guard(lambda: self.core.report_unreachable(peer))
 
@@ -404,6 +420,8 @@ class Driver:
             self.proposals.sessions_changed(result.open_sessions)
         if result.opened is not None:
             self.proposals.session_opened(*result.opened)
+        for changed in result.changes:
+            self.roster.change(changed)
         self.reads.applied(result.last)
         for _ in range(result.batches):
             for response in self._applying.popleft().responses:
@@ -414,7 +432,11 @@ class Driver:
 
     def _receive(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
         for kind, head, tail in frames:
-            if kind == fastlog.FRAME_HEARTBEAT:
+            if kind == FRAME_FOUNDING:
+                self.admission.hear(peer, head)
+            elif not self.admission.admitted_by(peer):
+                continue  # this node is nobody yet: it has no vote, and nothing to answer
+            elif kind == fastlog.FRAME_HEARTBEAT:
                 message, accepted = self.heartbeats.decode(peer, head)
                 self._step(message)
                 if self.core.leader_id == peer and self.core.term == message.term:
@@ -468,12 +490,13 @@ class Driver:
         # After a pause the missed ticks are not made up: a burst of them would look like a silent leader.
         self._next_tick = max(self._next_tick + tick_s, now + tick_s / 2)
         self._tick_handle = self._loop.call_later(self._next_tick - now, self._tick)
-        self.guard(self.core.tick)
+        self.guard(self.core.tick if self.admission.taking_part else self.admission.tick)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)
             self.guard(lambda: self._judge_leases(now))
             self.guard(self._judge_disk)
+            self.guard(lambda: self.steward.sweep(now))
 
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""
@@ -557,8 +580,6 @@ class Driver:
 
     def _retain_index(self) -> int:
         """Return the index up to which no node needs the log; a follower knows it from its leader."""
-        if not self.options.peers:
-            return self.durable_index
         if self.core.role is not Role.LEADER:
             return min(self.heartbeats.retain_index, self.durable_index)
         progress = self.core.status().progress

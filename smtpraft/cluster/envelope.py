@@ -7,6 +7,7 @@ Payload of a normal entry, big endian; the first byte says which. An empty paylo
     COMMAND 1 | session u64 | seq u64 | done_below u64 | command   applied at most once per (session, seq)
     CANCEL  2 | session u64 | seq u64                              (session, seq) must not be applied if it was not yet
     DOWN    3 | session u64 | node ids, UTF-8, joined by newlines  the session ends; these nodes can take over
+    FOUND   4 | members, see `members.py`                          who the first members are, all of them voters
 
 `done_below` says that its sender knows how every lower seq ended, so nobody need remember those (Raft thesis §6.3).
 """
@@ -23,6 +24,7 @@ OPEN: Final = 0
 COMMAND: Final = 1
 CANCEL: Final = 2
 DOWN: Final = 3
+FOUND: Final = 4
 
 NONCE_BYTES: Final = 16
 

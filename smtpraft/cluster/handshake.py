@@ -5,13 +5,19 @@ Bytes, big endian. Each message: `magic 8 = "SMTPRAFT" | kind u8 | size u16 | bo
     dialler                                   acceptor
     1 HELLO      ────────────────────────────▶  version_min u16 | version_max u16 | channel u8 | auth u8 | cluster_id 16
                                                 | incarnation u64 | nonce 32 | own id | id of the node it wants
-      ◀──────────────────────────── 2 CHALLENGE  version u16 | auth u8 | incarnation u64 | nonce 32 | own id
+                                                | directory | wanted directory u64 | own address | dialled address
+      ◀──────────────────────────── 2 CHALLENGE  version u16 | auth u8 | incarnation u64 | nonce 32 | own id | directory
     3 PROOF      ────────────────────────────▶  HMAC-SHA256(secret, "…dialler…" | HELLO | CHALLENGE)
       ◀──────────────────────────── 4 ACCEPT     HMAC-SHA256(secret, "…acceptor…" | HELLO | CHALLENGE | PROOF)
     frames       ════════════════════════════▶
     either side, instead: 5 REFUSE               reason u8 | text (UTF-8), and the connection is closed
 
-An id is `length u8 | ASCII`. Bytes after the last known field of HELLO and CHALLENGE are ignored, but proven too.
+An id is `length u8 | ASCII`; so is an address, empty if it is not known. Bytes after the last known field of HELLO and
+CHALLENGE are ignored, but proven too. A node of a release without directories sends nothing after the ids.
+
+`incarnation` is the process's, `directory` (`incarnation u64 | takes part u8`) that of its data directory: whoever has
+lost its disk is somebody else, whatever it calls itself. Each side refuses another directory than the one that it knows
+the node by. `wanted directory` 0: the dialler takes any.
 
 - The secret never travels. Each side proves it over both nonces and everything said before, so an answer recorded
   earlier is worth nothing, nor can a version, a channel or an id be changed on the way. The labels differ by direction,
@@ -31,7 +37,7 @@ import enum
 import hmac
 import secrets
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,12 +55,17 @@ _HEADER: Final = struct.Struct(">8sBH")
 _BODY_BYTES_MAX: Final = 512
 _HELLO: Final = struct.Struct(">HHBB16sQ32s")
 _CHALLENGE: Final = struct.Struct(">HBQ32s")
+_DIRECTORY: Final = struct.Struct(">QB")
+_U64: Final = struct.Struct(">Q")
+_ADDRESS_BYTES_MAX: Final = 100  # so that a HELLO stays below the limit; a longer one is not told
 _NONCE_BYTES: Final = 32
 _PROOF_BYTES: Final = 32
 _REFUSAL_TEXT_BYTES_MAX: Final = 240
 
 _DIALLER_LABEL: Final = b"smtpraft handshake 1: the dialler knows the secret\0"
 _ACCEPTOR_LABEL: Final = b"smtpraft handshake 1: the acceptor knows the secret\0"
+
+_REPLACE: Final = "bring that one back, or run smtpraft member replace {}"
 
 _AUTH_NONE: Final = 0
 _AUTH_HMAC: Final = 1
@@ -90,6 +101,7 @@ class Reason(enum.IntEnum):
     SELF = 6
     SECRET = 7
     CHANNEL = 8
+    DIRECTORY = 9
     UNSPECIFIED = 255
     """A reason of a later version."""
 
@@ -115,6 +127,12 @@ class Identity:
     secret: bytes | None = field(repr=False)
     version_min: int = VERSION_MIN
     version_max: int = VERSION_MAX
+    directory: int = 0
+    """The incarnation of its data directory; 0 before directories had one."""
+    takes_part: bool = False
+    """Is it more than fresh: may it vote?"""
+    address: str = ""
+    """Where others reach it, HOST:PORT, as far as it knows."""
 
     def __post_init__(self) -> None:
         if len(self.cluster_id) != 16:
@@ -138,6 +156,16 @@ class Established:
     version: int
     channel: Channel
     rest: bytes
+    directory: int = 0
+    """Of the peer's data directory; 0: it did not say."""
+    takes_part: bool = False
+    """Was the peer more than fresh when it connected?"""
+    wanted: int = 0
+    """Accepted: the directory that the peer wants, 0 if it takes any. Else ours is the one by which it knows us."""
+    address: str = ""
+    """Accepted: where the peer is reached, as it says."""
+    dialled: str = ""
+    """Accepted: where the peer reaches us."""
 
 
 class Dialler:
@@ -149,13 +177,22 @@ class Dialler:
         peer: NodeId,
         channel: Channel,
         *,
+        wanted: int = 0,
+        dialled: str = "",
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
+        """`wanted`: the data directory by which we know the peer, 0 for any; `dialled`: the address we used."""
         self.established: Established | None = None
         self._identity = identity
         self._peer = peer
         self._channel = channel
+        self._wanted = wanted
+        self._directory = 0
+        self._takes_part = False
         self._buffer = b""
+        more = b""
+        if identity.directory:
+            more = _pack_directory(identity) + _U64.pack(wanted) + _pack_address(identity.address, dialled)
         self._hello = _message(
             Kind.HELLO,
             _HELLO.pack(
@@ -168,7 +205,8 @@ class Dialler:
                 random_bytes(_NONCE_BYTES),
             )
             + _pack_id(identity.node)
-            + _pack_id(peer),
+            + _pack_id(peer)
+            + more,
         )
         self._challenge = b""
         self._proof = b""
@@ -204,7 +242,15 @@ class Dialler:
             expected = _prove(self._identity.secret, _ACCEPTOR_LABEL, self._hello, self._challenge, self._proof)
             if not hmac.compare_digest(accept[_HEADER.size :], expected):
                 raise _refusal(Reason.SECRET, f"node {self._peer} does not know the cluster's secret")
-            self.established = Established(self._peer, self._incarnation, self._version, self._channel, self._buffer)
+            self.established = Established(
+                self._peer,
+                self._incarnation,
+                self._version,
+                self._channel,
+                self._buffer,
+                self._directory,
+                self._takes_part,
+            )
             self._buffer = b""
         return answer
 
@@ -218,7 +264,8 @@ class Dialler:
         if len(body) < _CHALLENGE.size:
             raise _refusal(Reason.GARBAGE, f"a challenge of {len(body)} bytes")
         version, auth, incarnation, _ = _CHALLENGE.unpack_from(body)
-        node, _ = _unpack_id(body, _CHALLENGE.size)
+        node, end = _unpack_id(body, _CHALLENGE.size)
+        directory, takes_part, _ = _unpack_directory(body, end)
         if node == own.node:
             raise _refusal(Reason.SELF, f"the address of {self._peer} leads to a node that is {own.node}, as we are")
         if node != self._peer:
@@ -228,17 +275,24 @@ class Dialler:
                 Reason.VERSION, f"{node} chose version {version}, we speak {own.version_min} to {own.version_max}"
             )
         _check_auth(own, auth, node)
+        _check_directory(node, directory, self._wanted)
         self._incarnation = incarnation
         self._version = version
+        self._directory = directory
+        self._takes_part = takes_part
 
 
 class Acceptor:
-    """The side that was dialled and will receive. `peers` are the nodes that may connect."""
+    """The side that was dialled and will receive.
+
+    `peers` are the nodes that may connect, with the incarnation of the data directory that each must have (0: any).
+    Others may if they want the very directory that this node has: somebody told them of it.
+    """
 
     def __init__(
         self,
         identity: Identity,
-        peers: Collection[NodeId],
+        peers: Mapping[NodeId, int],
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
@@ -254,6 +308,10 @@ class Acceptor:
         self._incarnation = 0
         self._version = 0
         self._channel = Channel.CONTROL
+        self._directory = 0
+        self._takes_part = False
+        self._wanted = 0
+        self._addresses = ("", "")
 
     def start(self) -> bytes:
         """Return the bytes to send first: none, the dialler begins."""
@@ -277,6 +335,8 @@ class Acceptor:
             body = _CHALLENGE.pack(
                 self._version, own.auth, own.incarnation, self._random_bytes(_NONCE_BYTES)
             ) + _pack_id(own.node)
+            if own.directory:
+                body += _pack_directory(own)
             self._challenge = _message(Kind.CHALLENGE, body)
             # Whatever follows HELLO now was sent before our nonce was known, and so cannot be a valid proof.
             return self._challenge
@@ -287,7 +347,17 @@ class Acceptor:
         expected = _prove(self._identity.secret, _DIALLER_LABEL, self._hello, self._challenge)
         if not hmac.compare_digest(proof[_HEADER.size :], expected):
             raise _refusal(Reason.SECRET, f"{self.claimed} and {self._identity.node} do not have the same secret")
-        self.established = Established(self.claimed, self._incarnation, self._version, self._channel, self._buffer)
+        self.established = Established(
+            self.claimed,
+            self._incarnation,
+            self._version,
+            self._channel,
+            self._buffer,
+            self._directory,
+            self._takes_part,
+            self._wanted,
+            *self._addresses,
+        )
         self._buffer = b""
         return _message(
             Kind.ACCEPT, _prove(self._identity.secret, _ACCEPTOR_LABEL, self._hello, self._challenge, proof)
@@ -300,7 +370,7 @@ class Acceptor:
             raise _refusal(Reason.GARBAGE, f"a hello of {len(body)} bytes")
         version_min, version_max, channel, auth, cluster_id, incarnation, _ = _HELLO.unpack_from(body)
         node, end = _unpack_id(body, _HELLO.size)
-        wanted, _ = _unpack_id(body, end)
+        wanted, end = _unpack_id(body, end)
         self.claimed = node
         version = min(version_max, own.version_max)
         if version < max(version_min, own.version_min):
@@ -318,8 +388,25 @@ class Acceptor:
             raise _refusal(Reason.SELF, f"{node} dialled itself, or two nodes are called so")
         if wanted != own.node:
             raise _refusal(Reason.WRONG_NODE, f"{node} wants {wanted}, but this is {own.node}")
-        if node not in self._peers:
-            raise _refusal(Reason.UNKNOWN_NODE, f"{own.node} does not know {node}: it is not among its peers")
+        directory, takes_part, end = _unpack_directory(body, end)
+        wanted_directory = 0
+        if directory:
+            if len(body) < end + _U64.size:
+                raise _refusal(Reason.GARBAGE, f"a hello of {len(body)} bytes")
+            (wanted_directory,) = _U64.unpack_from(body, end)
+            self._addresses = _unpack_addresses(body, end + _U64.size)
+        if wanted_directory and wanted_directory != own.directory:
+            raise _refusal(
+                Reason.DIRECTORY,
+                f"{node} knows {own.node} with data directory {wanted_directory:016x}, this one is "
+                f"{own.directory:016x}: {_REPLACE.format(own.node)}",
+            )
+        if node not in self._peers and not wanted_directory:
+            raise _refusal(
+                Reason.UNKNOWN_NODE,
+                f"{own.node} does not know {node}: it is not among its peers, nor a member (smtpraft member add)",
+            )
+        _check_directory(node, directory, self._peers.get(node, 0))
         _check_auth(own, auth, node)
         try:
             self._channel = Channel(channel)
@@ -327,6 +414,19 @@ class Acceptor:
             raise _refusal(Reason.CHANNEL, f"{node} wants channel {channel}, which {own.node} does not have") from None
         self._incarnation = incarnation
         self._version = version
+        self._directory = directory
+        self._takes_part = takes_part
+        self._wanted = wanted_directory
+
+
+def _check_directory(node: NodeId, directory: int, wanted: int) -> None:
+    """Refuse a node whose data directory is not the one that it is known by: its votes and its log are others."""
+    if wanted and directory != wanted:
+        raise _refusal(
+            Reason.DIRECTORY,
+            f"the cluster knows {node} with data directory {wanted:016x}, it has {directory:016x}: "
+            f"{_REPLACE.format(node)}",
+        )
 
 
 def _check_auth(own: Identity, auth: int, node: NodeId) -> None:
@@ -385,6 +485,38 @@ def _prove(secret: bytes | None, label: bytes, *transcript: bytes) -> bytes:
 def _pack_id(node: NodeId) -> bytes:
     text = node.encode("ascii")
     return bytes([len(text)]) + text
+
+
+def _pack_directory(identity: Identity) -> bytes:
+    return _DIRECTORY.pack(identity.directory, identity.takes_part)
+
+
+def _unpack_directory(body: bytes, offset: int) -> tuple[int, bool, int]:
+    """Return the incarnation, whether its node takes part, and where that ends; (0, False, …) if nothing is there."""
+    if len(body) < offset + _DIRECTORY.size:
+        return 0, False, offset
+    directory, takes_part = _DIRECTORY.unpack_from(body, offset)
+    return directory, takes_part == 1, offset + _DIRECTORY.size
+
+
+def _pack_address(*addresses: str) -> bytes:
+    packed = b""
+    for address in addresses:
+        text = address.encode("ascii", "ignore")
+        text = text if len(text) <= _ADDRESS_BYTES_MAX else b""
+        packed += bytes([len(text)]) + text
+    return packed
+
+
+def _unpack_addresses(body: bytes, offset: int) -> tuple[str, str]:
+    found = []
+    for _ in range(2):
+        end = offset + 1 + body[offset] if offset < len(body) else 0
+        if not offset < end <= len(body):
+            raise _refusal(Reason.GARBAGE, "an address that ends outside its message")
+        found.append(body[offset + 1 : end].decode("ascii", "replace"))
+        offset = end
+    return found[0], found[1]
 
 
 def _unpack_id(body: bytes, offset: int) -> tuple[NodeId, int]:

@@ -10,11 +10,11 @@ Times are seconds, monotonic, given by the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from smtpraft import fastlog
 from smtpraft.cluster.lease import LeaseGranter, LeaseHolder
-from smtpraft.consensus.messages import Message, MessageType
+from smtpraft.consensus.messages import ConfState, Message, MessageType
 from smtpraft.errors import Fatal
 from smtpraft.types import NodeId
 
@@ -25,14 +25,14 @@ class Heartbeats:
     def __init__(
         self,
         me: NodeId,
-        voters: Sequence[NodeId],
+        voters: ConfState,
         *,
         lease_s: float,
         grant_window_s: float,
         digest_at: Callable[[int], int | None],
     ) -> None:
         self._me = me
-        self._voters = tuple(voters)
+        self.set_voters(voters)
         self._grant_window_s = grant_window_s
         self._digest_at = digest_at
         self.holder = LeaseHolder(lease_s)
@@ -60,12 +60,19 @@ class Heartbeats:
         """This node leads no longer."""
         self.granter = None
 
+    def set_voters(self, voters: ConfState) -> None:
+        """Other members have the say from now on; of a joint membership, majorities of both sets."""
+        self._voter_sets = [nodes for nodes in (voters.voters, voters.voters_outgoing) if nodes]
+
     def quorum_contact_at(self, now: float) -> float:
         """As leader: when the newest heartbeat left that a majority, this node included, has answered; 0 if none."""
-        times = [int(now * 1e6)] + [
-            int(self._contact_at.get(node, 0.0) * 1e6) for node in self._voters if node != self._me
+        latest = [
+            fastlog.quorum_index(
+                [int((now if node == self._me else self._contact_at.get(node, 0.0)) * 1e6) for node in nodes]
+            )
+            for nodes in self._voter_sets
         ]
-        return fastlog.quorum_index(times) / 1e6
+        return min(latest, default=0) / 1e6
 
     def encode(self, message: Message, now: float, retain_index: int, may_grant: bool) -> bytes:
         """Return the frame of the core's HEARTBEAT `message` to one peer."""

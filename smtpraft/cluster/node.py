@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -17,7 +18,7 @@ from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.consensus import Role
 from smtpraft.errors import NotReplicated, SmtpRaftError, Stopped
-from smtpraft.storage import Identity, RealDisk, Wal, WalStats
+from smtpraft.storage import Identity, IdentityMismatch, RealDisk, Standing, Wal, WalStats
 from smtpraft.types import NodeId, node_order
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,14 @@ class Node:
         data_dir = Path(options.data_dir)
         await asyncio.to_thread(data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
         self._identity = Identity.open(
-            str(data_dir), cluster_id=options.cluster_id, node_id=self.id, election=options.election
+            str(data_dir),
+            cluster_id=options.cluster_id,
+            node_id=self.id,
+            election=options.election,
+            cluster_name=options.cluster_name,
         )
+        # A directory keeps the id of its cluster, whatever the list of peers has become since.
+        options = self.options = replace(options, cluster_id=self._identity.facts.cluster_id)
         entries = fastlog.Log()
         wal, recovery = await asyncio.to_thread(
             Wal.open,
@@ -72,7 +79,8 @@ class Node:
             cache_bytes=options.log_cache_bytes,
         )
         self._wal = wal
-        self._driver = Driver(options, self._machine, entries, wal, recovery.hard_state, self._failed)
+        self._check_standing(entries)
+        self._driver = Driver(options, self._machine, entries, wal, recovery.hard_state, self._identity, self._failed)
         self._started = True
         log.info(
             "started node=%s cluster=%s term=%d last_index=%d applied_index=%d torn_bytes=%d",
@@ -94,7 +102,7 @@ class Node:
             return
         self._stopping = True
         if self._started:
-            if self.options.peers and not self._failed.done():
+            if self._driver.roster.has_others and not self._failed.done():
                 await self._leave()
             await self._driver.close()
         if self._wal is not None:
@@ -196,9 +204,9 @@ class Node:
             raise SmtpRaftError(f"node {self.id} does not lead, {advice}")
         progress = self._driver.core.status().progress
         matched = {
-            peer.id: progress[peer.id].match_index
-            for peer in self.options.peers
-            if peer.id in progress and self._driver.transport.connected(peer.id)
+            node: row.match_index
+            for node, row in progress.items()
+            if node != self.id and not row.is_learner and self._driver.transport.connected(node)
         }
         if to is None:
             to = max(matched, key=lambda node: matched[node], default=None)
@@ -242,7 +250,10 @@ class Node:
         leading = core.role is Role.LEADER
         beats = self._driver.heartbeats
         peers = []
-        for peer in self.options.peers:
+        for member in self._driver.roster.members.values():
+            if member.id == self.id:
+                continue
+            peer = member.peer
             row = progress.get(peer.id) if leading else None
             round_trip_s = beats.round_trip_s.get(peer.id) if leading else None
             peers.append(
@@ -270,7 +281,7 @@ class Node:
             applied_index=self._driver.applier.applied_index,
             durable_index=self._driver.durable_index,
             first_index=entries.first_index,
-            voters=self._driver.voters,
+            voters=core.conf_state.voters,
             peers=tuple(peers),
             lease_held=expires_in_s > 0,
             lease_expires_in_ms=int(expires_in_s * 1000),
@@ -288,6 +299,15 @@ class Node:
         )
 
     # ---- small things -----------------------------------------------------------------------------------------------
+
+    def _check_standing(self, entries: fastlog.Log) -> None:
+        assert self._identity is not None
+        standing = self._identity.facts.standing
+        if standing is Standing.FRESH and entries.last_index:
+            raise IdentityMismatch(
+                f"{self.options.data_dir}: identity.json is new, but the log is not: they are not of one run. Restore "
+                "both, or empty the whole directory and replace the member: smtpraft member replace"
+            )
 
     async def _leave(self) -> None:
         """End this node's session so that its work moves now, not when its lease runs out; then hand leadership on."""

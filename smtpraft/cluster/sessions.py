@@ -3,6 +3,8 @@
 Deterministic: a function of the log alone, run beside the state machine on the apply thread and stored with it in one
 transaction (as `notes`). A session belongs to one node; it begins with an OPEN entry, whose index is its id, and ends
 with a DOWN entry or with the node's next OPEN. A command counts only while its session is open and its seq is new.
+
+The members (`members.py`) are kept beside the sessions, in the same notes; version 1 had none.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import msgspec
 
 from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, Skipped
+from smtpraft.cluster.members import Changed, Members
 from smtpraft.types import NodeId, node_order
 
 log = logging.getLogger(__name__)
 
-NOTES_VERSION: Final = 1
+NOTES_VERSION: Final = 2
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Session:
 class _Notes(msgspec.Struct, array_like=True):
     version: int
     sessions: list[tuple[int, str, bytes, int, list[int]]]
+    members: object = None
 
 
 class Sessions:
@@ -45,6 +49,9 @@ class Sessions:
     def __init__(self) -> None:
         self._by_id: dict[int, Session] = {}
         self._by_node: dict[NodeId, Session] = {}
+        self.members = Members()
+        self.changes: list[Changed] = []
+        """What was done to the members, until somebody takes it."""
 
     def open_sessions(self) -> dict[NodeId, int]:
         """Return the id of each node's open session."""
@@ -74,9 +81,19 @@ class Sessions:
                 return self._down(index, term, stamp, crc, payload)
             if kind == envelope.CANCEL:
                 self._cancel(payload)
+            elif kind == envelope.FOUND:
+                self._changed(self.members.found(index, payload))
         except ValueError:
             log.warning("skipped index=%d reason='an entry that no release of this format writes'", index)
         return Skipped(index, term, stamp, crc)
+
+    def change_members(self, index: int, kind: int, payload: bytes) -> None:
+        """Apply a membership entry."""
+        self._changed(self.members.change(index, kind, payload))
+
+    def _changed(self, changed: Changed | None) -> None:
+        if changed is not None:
+            self.changes.append(changed)
 
     def encode(self) -> bytes:
         """Return the notes: all of this state, the same bytes on every node."""
@@ -84,7 +101,9 @@ class Sessions:
             (session.id, str(session.node), session.nonce, session.done_below, sorted(session.done))
             for session in sorted(self._by_node.values(), key=lambda session: session.id)
         ]
-        return msgspec.msgpack.encode(_Notes(NOTES_VERSION, rows))
+        if not self.members.founded:
+            return msgspec.msgpack.encode(_Notes(1, rows))
+        return msgspec.msgpack.encode(_Notes(NOTES_VERSION, rows, self.members.pack()))
 
     @classmethod
     def decode(cls, notes: bytes) -> Sessions:
@@ -100,8 +119,10 @@ class Sessions:
             stored = msgspec.msgpack.decode(notes, type=_Notes)
         except msgspec.DecodeError as error:
             raise ValueError(f"the state machine's cluster notes cannot be read: {error}") from error
-        if stored.version != NOTES_VERSION:
-            raise ValueError(f"cluster notes of version {stored.version}; this release reads version {NOTES_VERSION}")
+        if not 1 <= stored.version <= NOTES_VERSION:
+            raise ValueError(f"cluster notes of version {stored.version}; this release reads 1 to {NOTES_VERSION}")
+        if stored.version > 1:
+            sessions.members = Members.unpack(stored.members)
         for session_id, node, nonce, done_below, done in stored.sessions:
             session = Session(session_id, NodeId(node), nonce, done_below, set(done))
             sessions._by_id[session.id] = session

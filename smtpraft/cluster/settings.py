@@ -33,6 +33,10 @@ class NodeOptions:
     cluster_id: bytes
     listen: tuple[str, int] = ("127.0.0.1", 0)
     peers: tuple[Peer, ...] = ()
+    """The other founding members; once the log knows the members, it alone counts."""
+    join: bool = False
+    """With an empty data directory: found no cluster, but wait until the one of `cluster_id` admits this node."""
+    cluster_name: str = ""
     secret: bytes | None = None
     election: str = "raft"
     tick_ms: int = 10

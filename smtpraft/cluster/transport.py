@@ -19,12 +19,14 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Final, Protocol
 
-from smtpraft.cluster.addresses import Peer, format_address, is_explicit, is_loopback
+from smtpraft.cluster.addresses import Peer, format_address, is_explicit, is_loopback, parse_peer
 from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, Connection
 from smtpraft.cluster.handshake import HANDSHAKE_TIMEOUT_S, Acceptor, Channel, Dialler, Established, Identity
+from smtpraft.cluster.link import Link, PeerStats, Quiet
+from smtpraft.config import ConfigError
 from smtpraft.types import NodeId
 
 __all__ = ["Peer", "PeerStats", "Receiver", "Transport"]
@@ -42,8 +44,6 @@ RETRY_LAST_S: Final = 1.0
 STEADY_S: Final = 1.0  # a connection that lived this long starts the back-off anew
 UNPROVEN_MAX: Final = 64
 CLOSE_TIMEOUT_S: Final = 1.0
-LOG_INTERVAL_S: Final = 30.0
-_LOG_KEYS_MAX: Final = 256
 _WATCHES_PER_LIMIT: Final = 6
 
 
@@ -68,33 +68,6 @@ class Receiver(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class PeerStats:
-    """Counters since the start, of all connections to and from one peer. Times are the loop's, in seconds."""
-
-    connected: bool
-    connected_since: float | None
-    incoming: int
-    """How many connections the peer has to us now; 2 when all is well."""
-    incarnation: int | None
-    """Of the peer's process as it told us last."""
-    sent_bytes: int
-    sent_frames: int
-    received_bytes: int
-    received_frames: int
-    unsent_frames: int
-    """Frames for which `send` or `send_control` said False."""
-    buffered_bytes: int
-    """Waiting here to be taken by the kernel."""
-    failures: int
-    """Attempts to connect that failed."""
-    reconnects: int
-    """Connections to the peer after the first one of each channel."""
-    round_trip_s: float | None
-    """Of the last ping on the control connection."""
-    last_error: str
-
-
 class Transport:
     """All connections of one node. One event loop, one thread."""
 
@@ -105,9 +78,11 @@ class Transport:
         cluster_id: bytes,
         secret: bytes | None,
         listen: tuple[str, int],
-        peers: Sequence[Peer],
         receiver: Receiver,
         incarnation: int,
+        peers: Sequence[Peer] = (),
+        directory: int = 0,
+        takes_part: bool = False,
         max_frame_bytes: int = FRAME_BYTES_MAX,
         max_buffered_bytes: int = BUFFERED_BYTES_MAX,
         bind_source: bool | None = None,
@@ -116,7 +91,15 @@ class Transport:
         on_failure: Callable[[Exception], None] | None = None,
         jitter: random.Random | None = None,
     ) -> None:
-        self._identity = Identity(node_id, cluster_id, incarnation, secret)
+        self._identity = Identity(
+            node_id,
+            cluster_id,
+            incarnation,
+            secret,
+            directory=directory,
+            takes_part=takes_part,
+            address=format_address(*listen) if is_explicit(listen[0]) else "",
+        )
         self._listen = listen
         self._receiver = receiver
         self._max_frame_bytes = max_frame_bytes
@@ -128,16 +111,15 @@ class Transport:
         # A fixed source address makes "node A" and "what comes from A's address" the same thing to a firewall.
         explicit = is_explicit(listen[0])
         self._source = listen[0] if explicit and bind_source is not False else None
-        self._links = {peer.id: _Link(peer) for peer in peers}
+        self._links = {peer.id: Link(peer) for peer in peers}
         assert len(self._links) == len(peers)
         assert node_id not in self._links
         self._unproven: dict[Connection, None] = {}
-        self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self._watched_at = 0.0
         self._stopping = False
-        self._quiet = _Quiet()
+        self._quiet = Quiet()
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -151,12 +133,7 @@ class Transport:
         host, port = self._listen
         self._server = await self._loop.create_server(self._accept, host, port, reuse_address=True, backlog=128)
         for link in self._links.values():
-            for channel in Channel:
-                task = self._loop.create_task(
-                    self._keep_connected(link, channel), name=f"dial-{link.peer.id}-{channel.name.lower()}"
-                )
-                task.add_done_callback(self._task_done)
-                self._tasks.append(task)
+            self._begin_to_dial(link)
         self._watched_at = self._loop.time()
         self._watch()
         log.info("listening for nodes address=%s peers=%d", format_address(*self.listening), len(self._links))
@@ -168,9 +145,10 @@ class Transport:
             self._watch_timer.cancel()
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
+        tasks = [task for link in self._links.values() for task in link.tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         connections = [connection for link in self._links.values() for connection in link.outgoing.values()]
         for connection in connections:
             connection.finish()
@@ -198,6 +176,76 @@ class Transport:
         assert self._server is not None
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
+
+    # --- who the peers are ---------------------------------------------------------------------------------------
+
+    def set_peer(self, peer: Peer, directory: int = 0) -> None:
+        """Keep connections to `peer`, which must have this data directory (0: any) at this address."""
+        assert peer.id != self._identity.node
+        link = self._links.get(peer.id)
+        if link is None:
+            link = self._links[peer.id] = Link(peer, directory=directory)
+            if self._server is not None and not self._stopping:
+                self._begin_to_dial(link)
+            return
+        moved = (link.peer.host, link.peer.port) != (peer.host, peer.port)
+        link.peer, link.directory = peer, directory
+        if moved:
+            link.addresses.clear()
+        for connection in link.connections():
+            assert connection.who is not None
+            if directory and connection.who.directory != directory:
+                connection.abort(f"{peer.id} is known with data directory {directory:016x}")
+            elif moved and connection.dialled:
+                connection.abort("its address has changed")
+        for wake in link.wake.values():
+            wake.set()
+
+    def drop_peer(self, node: NodeId) -> None:
+        """Let `node` go: no connections to it or from it any more."""
+        link = self._links.pop(node, None)
+        if link is None:
+            return
+        for task in link.tasks:
+            task.cancel()
+        for connection in link.connections():
+            connection.abort(f"{node} is no member any more")
+
+    def take_part(self) -> None:
+        """Tell whoever connects from now on that this node is more than fresh."""
+        self._identity = replace(self._identity, takes_part=True)
+
+    def knows_us(self, peer: NodeId) -> bool:
+        """Has `peer` asked for the very data directory that this node has?"""
+        link = self._links.get(peer)
+        return link is not None and any(
+            connection.who is not None and 0 != connection.who.wanted == self._identity.directory
+            for connection in link.incoming.values()
+        )
+
+    def directory_of(self, peer: NodeId) -> tuple[int, bool]:
+        """Return the incarnation of a connected peer's data directory and whether its node took part; else (0, False).
+
+        A node of a release without directories has 0 too.
+        """
+        link = self._links.get(peer)
+        for connection in link.connections() if link is not None else ():
+            if connection.who is not None:
+                return connection.who.directory, connection.who.takes_part
+        return 0, False
+
+    @property
+    def address(self) -> str:
+        """Where others reach this node, as far as it knows; empty if it does not."""
+        return self._identity.address
+
+    def _begin_to_dial(self, link: Link) -> None:
+        for channel in Channel:
+            task = self._loop.create_task(
+                self._keep_connected(link, channel), name=f"dial-{link.peer.id}-{channel.name.lower()}"
+            )
+            task.add_done_callback(self._task_done)
+            link.tasks.append(task)
 
     # --- sending -------------------------------------------------------------------------------------------------
 
@@ -247,7 +295,7 @@ class Transport:
 
     # --- dialling ------------------------------------------------------------------------------------------------
 
-    async def _keep_connected(self, link: _Link, channel: Channel) -> None:
+    async def _keep_connected(self, link: Link, channel: Channel) -> None:
         wait_s = RETRY_FIRST_S
         wake = link.wake[channel]
         while True:
@@ -271,7 +319,7 @@ class Transport:
                     await wake.wait()
                 await asyncio.sleep(RETRY_FIRST_S * self._jitter.random())
 
-    async def _dial(self, link: _Link, channel: Channel) -> Connection | None:
+    async def _dial(self, link: Link, channel: Channel) -> Connection | None:
         """Try all addresses of the peer once; return the connection when its handshake is done."""
         try:
             addresses = await self._resolve(link)
@@ -279,7 +327,9 @@ class Transport:
             self._dial_failed(link, channel, f"cannot resolve {link.peer.host}: {str(error) or 'timed out'}")
             return None
         for family, host in addresses:
-            connection = self._make(Dialler(self._identity, link.peer.id, channel), channel)
+            dialled = format_address(link.peer.host, link.peer.port)
+            dialler = Dialler(self._identity, link.peer.id, channel, wanted=link.directory, dialled=dialled)
+            connection = self._make(dialler, channel)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S) as link.attempts[channel]:
                     await self._loop.create_connection(
@@ -307,7 +357,7 @@ class Transport:
             self._dial_failed(link, channel, connection.failure)
         return None
 
-    async def _resolve(self, link: _Link) -> list[tuple[int, str]]:
+    async def _resolve(self, link: Link) -> list[tuple[int, str]]:
         """Return (family, address) of the peer in the resolver's order; the last known while the resolver fails."""
         host = link.peer.host
         try:
@@ -333,7 +383,7 @@ class Transport:
             return None  # there is no way from there
         return self._source, 0
 
-    def _dial_failed(self, link: _Link, channel: Channel, error: str) -> None:
+    def _dial_failed(self, link: Link, channel: Channel, error: str) -> None:
         link.failures += 1
         link.last_error = error
         if self._quiet.may_log((link.peer.id, error), self._loop.time()):
@@ -355,7 +405,8 @@ class Transport:
                 log.warning("too many unproven connections limit=%d dropped=%s", UNPROVEN_MAX, oldest.address)
             oldest.abort("too many unproven connections")
             self._unproven.pop(oldest, None)
-        connection = self._make(Acceptor(self._identity, self._links.keys()), Channel.CONTROL)
+        wanted = {node: link.directory for node, link in self._links.items()}
+        connection = self._make(Acceptor(self._identity, wanted), Channel.CONTROL)
         if self._stopping:
             connection.abort("closed here")
         else:
@@ -377,9 +428,12 @@ class Transport:
 
     def established(self, connection: Connection, who: Established) -> bool:
         """See `connection.Owner`."""
-        link = self._links[who.peer]
-        if self._stopping:
-            connection.abort("closed here", tell=False)
+        link = self._links.get(who.peer) or self._visitor(connection, who)
+        if self._stopping or link is None:
+            connection.abort("closed here" if self._stopping else "no address to answer to", tell=not self._stopping)
+            return False
+        if link.directory and who.directory != link.directory:
+            connection.abort("known with another data directory by now")
             return False
         log.info(
             "peer connected peer=%s channel=%s direction=%s address=%s version=%d incarnation=%d",
@@ -401,6 +455,8 @@ class Transport:
                 self._receiver.peer_connected(who.peer)
             return not connection.failure
         self._unproven.pop(connection, None)
+        if not self._identity.address and who.dialled:
+            self._identity = replace(self._identity, address=who.dialled)
         older = link.incoming.get(who.channel)
         link.incoming[who.channel] = connection
         if older is not None:
@@ -440,9 +496,12 @@ class Transport:
             if not connection.dialled and connection.refusal is not None:
                 self._log_refusal(connection)
             return
-        link = self._links[who.peer]
+        self._unproven.pop(connection, None)  # if it was not wanted after all
+        link = self._links.get(who.peer)
+        if link is None:
+            return  # let go meanwhile
         link.add_counters(connection)
-        if connection.dialled:
+        if link.outgoing.get(who.channel) is connection:
             del link.outgoing[who.channel]
             link.connected_since = None
         elif link.incoming.get(who.channel) is connection:
@@ -459,6 +518,21 @@ class Transport:
             connection.failure,
         )
         self._receiver.peer_lost(who.peer, connection.by_peer)
+
+    def _visitor(self, connection: Connection, who: Established) -> Link | None:
+        """Somebody unknown who knows the secret, the cluster and this directory: a member of whom the log will tell.
+
+        A node that was away while members came and went could not hear its leader otherwise.
+        """
+        if connection.dialled or not who.wanted or who.wanted != self._identity.directory:
+            return None
+        try:
+            peer = parse_peer(f"{who.peer}={who.address}")
+        except ConfigError:
+            return None
+        log.info("peer not known yet peer=%s address=%s", who.peer, who.address)
+        self.set_peer(peer, who.directory)
+        return self._links[who.peer]
 
     def failed(self, error: Exception) -> None:
         """See `connection.Owner`."""
@@ -488,81 +562,6 @@ class Transport:
         was_asleep = now - self._watched_at > 2 * interval_s
         self._watched_at = now
         self._watch_timer = self._loop.call_later(interval_s, self._watch)
-        for link in self._links.values():
-            for connection in (*link.outgoing.values(), *link.incoming.values()):
+        for link in list(self._links.values()):
+            for connection in link.connections():
                 connection.watch(now, was_asleep=was_asleep)
-
-
-@dataclass(slots=True)
-class _Link:
-    """All there is between us and one peer."""
-
-    peer: Peer
-    outgoing: dict[Channel, Connection] = field(default_factory=dict)
-    incoming: dict[Channel, Connection] = field(default_factory=dict)
-    wake: dict[Channel, asyncio.Event] = field(
-        default_factory=lambda: {channel: asyncio.Event() for channel in Channel}
-    )
-    attempts: dict[Channel, asyncio.Timeout] = field(default_factory=dict)
-    addresses: list[tuple[int, str]] = field(default_factory=list)
-    incarnation: int | None = None
-    connected_since: float | None = None
-    established_count: int = 0
-    failures: int = 0
-    unsent_frames: int = 0
-    last_error: str = ""
-    sent_bytes: int = 0
-    sent_frames: int = 0
-    received_bytes: int = 0
-    received_frames: int = 0
-
-    @property
-    def connected(self) -> bool:
-        return len(self.outgoing) == len(Channel)
-
-    def add_counters(self, connection: Connection) -> None:
-        """Keep what a connection counted, after its end."""
-        self.sent_bytes += connection.sent_bytes
-        self.sent_frames += connection.sent_frames
-        self.received_bytes += connection.received_bytes
-        self.received_frames += connection.received_frames
-
-    def stats(self) -> PeerStats:
-        live = [*self.outgoing.values(), *self.incoming.values()]
-        control = self.outgoing.get(Channel.CONTROL)
-        return PeerStats(
-            connected=self.connected,
-            connected_since=self.connected_since,
-            incoming=len(self.incoming),
-            incarnation=self.incarnation,
-            sent_bytes=self.sent_bytes + sum(connection.sent_bytes for connection in live),
-            sent_frames=self.sent_frames + sum(connection.sent_frames for connection in live),
-            received_bytes=self.received_bytes + sum(connection.received_bytes for connection in live),
-            received_frames=self.received_frames + sum(connection.received_frames for connection in live),
-            unsent_frames=self.unsent_frames,
-            buffered_bytes=sum(connection.buffered_bytes for connection in self.outgoing.values()),
-            failures=self.failures,
-            reconnects=max(0, self.established_count - len(Channel)),
-            round_trip_s=control.round_trip_s if control is not None else None,
-            last_error=self.last_error,
-        )
-
-
-class _Quiet:
-    """Lets the first of equal log lines pass, then one every LOG_INTERVAL_S; keeps a bounded memory of them."""
-
-    def __init__(self) -> None:
-        self._logged_at: dict[tuple[object, ...], float] = {}
-
-    def may_log(self, key: tuple[object, ...], now: float) -> bool:
-        logged_at = self._logged_at.get(key)
-        if logged_at is not None and now - logged_at < LOG_INTERVAL_S:
-            return False
-        if logged_at is None and len(self._logged_at) >= _LOG_KEYS_MAX:
-            oldest = next(iter(self._logged_at))
-            if now - self._logged_at[oldest] < LOG_INTERVAL_S:
-                return False  # so many different lines within the interval are a flood
-            del self._logged_at[oldest]
-        self._logged_at.pop(key, None)  # so that the oldest stays first
-        self._logged_at[key] = now
-        return True

@@ -377,6 +377,15 @@ class Raft:
         self._membership_changed()
         return membership.conf_state()
 
+    def found(self, conf_state: ConfState) -> None:
+        """Take the first members for what the log says; nothing happens if they are known."""
+        membership = Membership.restore(conf_state)
+        if self.superseded is not None:
+            self.superseded = membership
+        elif membership != self.tracker.membership:
+            assert self.role is not Role.LEADER, "a leader of others than the founders"
+            self.tracker.install(membership, frozenset(), self.log.last_index)
+
     def _membership_changed(self) -> None:
         if self.role is not Role.LEADER:
             return

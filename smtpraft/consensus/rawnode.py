@@ -316,6 +316,16 @@ class RawNode:
         """
         return self.raft.apply_conf_change(change)
 
+    def found(self, conf_state: ConfState) -> None:
+        """The first members are known: by this node's own record, or by the log as it is being applied.
+
+        For a node that has led nobody yet; for every other these members are no news.
+
+        Raises:
+            InvalidConfChange: that is no possible membership.
+        """
+        self.raft.found(conf_state)
+
     def read_index(self, context: bytes) -> None:
         """Ask for a linearizable read; `Output.read_states` has it when it is safe. It may get lost: ask again.
 

@@ -13,7 +13,7 @@ from smtpraft.storage.errors import (
     WalFull,
     WalNewer,
 )
-from smtpraft.storage.identity import Identity
+from smtpraft.storage.identity import Facts, Identity, Standing
 from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
 from smtpraft.storage.wal import Recovery, Wal
 from smtpraft.storage.writer import WalWriter
@@ -22,12 +22,14 @@ __all__ = [
     "SYNC_BUCKETS_S",
     "DirectoryInUse",
     "Disk",
+    "Facts",
     "File",
     "HardState",
     "Identity",
     "IdentityMismatch",
     "RealDisk",
     "Recovery",
+    "Standing",
     "Wal",
     "WalCorrupt",
     "WalFailed",

@@ -219,7 +219,7 @@ async def accept_both(server: socket.socket, identity: Identity, caller: NodeId 
     async with asyncio.timeout(PATIENCE_S):
         while len(peers) < 2:
             sock, _ = await asyncio.get_running_loop().sock_accept(server)
-            peer, end = FakePeer(sock), Acceptor(identity, [caller])
+            peer, end = FakePeer(sock), Acceptor(identity, {caller: 0})
             await peer.shake(end)
             assert end.established is not None
             peers[end.established.channel] = peer

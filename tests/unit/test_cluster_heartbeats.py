@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from smtpraft import fastlog
 from smtpraft.cluster.heartbeats import Heartbeats
-from smtpraft.consensus.messages import Message, MessageType
+from smtpraft.consensus.messages import ConfState, Message, MessageType
 from smtpraft.types import NodeId
 
 A, B, C = NodeId("node-1"), NodeId("node-2"), NodeId("node-3")
 
 
 def side(me: NodeId) -> Heartbeats:
-    return Heartbeats(me, (A, B, C), lease_s=2.0, grant_window_s=0.3, digest_at=lambda index: None)
+    return Heartbeats(me, ConfState((A, B, C)), lease_s=2.0, grant_window_s=0.3, digest_at=lambda index: None)
 
 
 def sent(beats: Heartbeats, to: NodeId, term: int, now: float) -> bytes:

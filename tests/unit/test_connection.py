@@ -103,7 +103,7 @@ class End:
 
 
 def connect(loop: Loop) -> tuple[End, End]:
-    dialler, acceptor = End(loop, Dialler(ONE, TWO.node, Channel.BULK)), End(loop, Acceptor(TWO, [ONE.node]))
+    dialler, acceptor = End(loop, Dialler(ONE, TWO.node, Channel.BULK)), End(loop, Acceptor(TWO, {ONE.node: 0}))
     while dialler.connection.who is None:
         acceptor.connection.data_received(dialler.wire.drain())
         dialler.connection.data_received(acceptor.wire.drain())

@@ -31,7 +31,7 @@ def dial(identity: Identity = ONE, peer: str = "node-2", channel: Channel = Chan
 
 
 def accept(identity: Identity = TWO, *peers: str) -> Acceptor:
-    return Acceptor(identity, [NodeId(peer) for peer in peers or ("node-1", "node-3")])
+    return Acceptor(identity, {NodeId(peer): 0 for peer in peers or ("node-1", "node-3")})
 
 
 def shake(dialler: Dialler, acceptor: Acceptor) -> None:
@@ -147,7 +147,7 @@ def test_a_dialler_does_not_take_another_nodes_word_for_it() -> None:
 def test_an_acceptor_that_does_not_know_the_secret_is_found_out() -> None:
     """It may wave everybody through, but not prove itself."""
     dialler = dial()
-    acceptor = Acceptor(replace(TWO, secret=b"another secret!!"), [NodeId("node-1")])
+    acceptor = Acceptor(replace(TWO, secret=b"another secret!!"), {NodeId("node-1"): 0})
     proof = dialler.receive(acceptor.receive(dialler.start()))
     forged = proof[:8] + bytes([Kind.ACCEPT]) + proof[9:]
     with pytest.raises(Refused) as caught:
@@ -187,7 +187,7 @@ def test_a_recorded_handshake_is_worth_nothing_later() -> None:
 def test_nobody_learns_a_proof_without_giving_one_first() -> None:
     """Until the dialler has proven itself the acceptor says nothing that depends on the secret."""
     answers = [
-        Acceptor(replace(TWO, secret=secret), [NodeId("node-1")], random_bytes=fixed(7)).receive(
+        Acceptor(replace(TWO, secret=secret), {NodeId("node-1"): 0}, random_bytes=fixed(7)).receive(
             Dialler(ONE, TWO.node, Channel.BULK, random_bytes=fixed(9)).start()
         )
         for secret in (SECRET, b"x" * 16)
@@ -198,7 +198,7 @@ def test_nobody_learns_a_proof_without_giving_one_first() -> None:
 def messages() -> list[bytes]:
     """HELLO, CHALLENGE, PROOF, ACCEPT of a handshake with fixed nonces."""
     dialler = Dialler(ONE, TWO.node, Channel.BULK, random_bytes=fixed(0xD1))
-    acceptor = Acceptor(TWO, [ONE.node], random_bytes=fixed(0xAC))
+    acceptor = Acceptor(TWO, {ONE.node: 0}, random_bytes=fixed(0xAC))
     hello = dialler.start()
     challenge = acceptor.receive(hello)
     proof = dialler.receive(challenge)
@@ -212,7 +212,7 @@ def test_every_changed_bit_ends_in_a_refusal() -> None:
             changed = bytearray(message)
             changed[bit // 8] ^= 1 << (bit % 8)
             dialler = Dialler(ONE, TWO.node, Channel.BULK, random_bytes=fixed(0xD1))
-            acceptor = Acceptor(TWO, [ONE.node], random_bytes=fixed(0xAC))
+            acceptor = Acceptor(TWO, {ONE.node: 0}, random_bytes=fixed(0xAC))
             try:
                 data = dialler.start()
                 for step, receive in enumerate(itertools.cycle([acceptor.receive, dialler.receive])):
@@ -269,9 +269,10 @@ def test_later_versions_may_add_fields() -> None:
             self._hello = hello[:9] + struct.pack(">H", len(hello) - 11) + hello[11:]
             return self._hello
 
-    dialler, acceptor = Newer(ONE, TWO.node, Channel.BULK), accept()
+    dialler, acceptor = Newer(replace(ONE, directory=1 << 40), TWO.node, Channel.BULK), accept()
     shake(dialler, acceptor)
     assert acceptor.established is not None
+    assert acceptor.established.directory == 1 << 40
 
 
 def test_a_refusal_from_a_later_version_is_understood_as_one() -> None:

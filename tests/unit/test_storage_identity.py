@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from smtpraft.storage import DirectoryInUse, Identity, IdentityMismatch
-from smtpraft.storage.identity import claim
+from smtpraft.storage import DirectoryInUse, Identity, IdentityMismatch, Standing
+from smtpraft.storage.identity import Facts, claim_directory
+from smtpraft.storage.segment import segment_name
 from smtpraft.storage.simdisk import Outcome, PowerCut, SimulatedDisk
 
 CLUSTER = b"0123456789abcdef"
+WANTED = Facts(CLUSTER, "node-1", "raft")
 
 
 def take(directory: Path, *, node_id: str = "node-1", cluster_id: bytes = CLUSTER, election: str = "raft") -> Identity:
@@ -23,14 +26,21 @@ def take(directory: Path, *, node_id: str = "node-1", cluster_id: bytes = CLUSTE
 
 def test_a_directory_belongs_to_whoever_used_it_first(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    take(directory).close()
+    first = take(directory)
+    first.close()
     assert json.loads((directory / "identity.json").read_text()) == {
         "format": 1,
         "cluster_id": CLUSTER.hex(),
+        "cluster_name": "",
         "node_id": "node-1",
         "election": "raft",
+        "incarnation": f"{first.facts.incarnation:016x}",
+        "standing": "fresh",
+        "founders": {},
     }
-    take(directory).close()
+    again = take(directory)
+    again.close()
+    assert again.facts == first.facts
 
 
 @pytest.mark.parametrize(
@@ -111,14 +121,93 @@ def test_a_power_cut_leaves_it_whole_or_absent() -> None:
 
         disk.hook = cut
         try:
-            claim(disk, "/data", cluster_id=CLUSTER, node_id="node-1", election="raft")
+            claim_directory(disk, "/data", WANTED)
         except PowerCut:
             finished = False
         else:
             finished = True
         for image in (disk.crash(outcome, seed) for outcome in Outcome for seed in range(5)):
             assert not finished or "identity.json" in image.list_directory("/data")
-            claim(image, "/data", cluster_id=CLUSTER, node_id="node-1", election="raft")
+            claim_directory(image, "/data", WANTED)
         if finished:
             break
     assert number > 4
+
+
+def test_no_two_directories_have_one_incarnation(tmp_path: Path) -> None:
+    incarnations = set()
+    for name in ("a", "b", "c"):
+        identity = take(tmp_path / name)
+        identity.close()
+        incarnations.add(identity.facts.incarnation)
+    assert len(incarnations) == 3
+    assert min(incarnations) >= 1 << 32
+
+
+def begin_log(directory: Path) -> None:
+    (directory / "wal").mkdir()
+    (directory / "wal" / segment_name(1, 1)).touch()
+
+
+def test_what_a_node_takes_part_as_survives_a_restart(tmp_path: Path) -> None:
+    identity = take(tmp_path)
+    assert identity.facts.standing is Standing.FRESH
+    begin_log(tmp_path)
+    identity.record(Standing.FOUNDER, {"node-1": identity.facts.incarnation, "node-2": 1 << 33})
+    identity.close()
+    again = take(tmp_path)
+    again.close()
+    assert again.facts == identity.facts
+    assert again.facts.standing is Standing.FOUNDER
+    assert again.facts.founders["node-2"] == 1 << 33
+
+
+def test_a_log_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    """R15: identity.json is left in a directory whose log was deleted; the node would vote anew on its promises."""
+    identity = take(tmp_path)
+    begin_log(tmp_path)
+    identity.record(Standing.FOUNDER, {"node-1": identity.facts.incarnation})
+    identity.close()
+    (tmp_path / "wal" / segment_name(1, 1)).unlink()
+    for _ in range(2):
+        with pytest.raises(IdentityMismatch, match=r"the log is gone.*member replace"):
+            take(tmp_path)
+        shutil.rmtree(tmp_path / "wal", ignore_errors=True)
+
+
+def test_a_directory_of_a_release_without_incarnations_gets_one(tmp_path: Path) -> None:
+    old = {"format": 1, "cluster_id": CLUSTER.hex(), "node_id": "node-1", "election": "raft"}
+    for name, has_log in (("began", True), ("never", False)):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "identity.json").write_text(json.dumps(old))
+        if has_log:
+            begin_log(directory)
+        first, again = take(directory), None
+        first.close()
+        again = take(directory)
+        again.close()
+        assert first.facts == again.facts
+        assert first.facts.incarnation
+        assert first.facts.standing is (Standing.UPGRADED if has_log else Standing.FRESH)
+
+
+def test_once_begun_the_name_of_the_cluster_counts_and_its_id_stays(tmp_path: Path) -> None:
+    """The id is made of the first list of peers, which may have changed since in the configuration."""
+
+    def named(name: str, cluster_id: bytes) -> Identity:
+        return Identity.open(str(tmp_path), cluster_id=cluster_id, node_id="node-1", election="raft", cluster_name=name)
+
+    identity = named("mail", CLUSTER)
+    identity.close()
+    with pytest.raises(IdentityMismatch, match="belongs to cluster 'mail'"):
+        named("mail", bytes(16))  # nothing has begun, and a list of peers that is wrong is found out
+    begin_log(tmp_path)
+    identity = named("mail", CLUSTER)
+    identity.record(Standing.FOUNDER, {"node-1": identity.facts.incarnation})
+    identity.close()
+    again = named("mail", bytes(16))
+    again.close()
+    assert again.facts.cluster_id == CLUSTER
+    with pytest.raises(IdentityMismatch, match=r"belongs to cluster 'mail'.*this is cluster 'post'. Set cluster.name"):
+        named("post", CLUSTER)
