@@ -99,6 +99,8 @@ def build_parser() -> _Parser:
     demo.add_argument("--seed", metavar="N", type=int, default=1, help="of the generated messages and their order (1)")
     demo.add_argument("--keep", action="store_true", help="leave the directory with logs and data behind")
     demo.set_defaults(command=_demo)
+
+    _add_simulate(commands, shape)
     return parser
 
 
@@ -162,6 +164,19 @@ def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> Non
     show.add_argument("file", metavar="FILE", nargs="?")
     show.add_argument("--effective", action="store_true", help="all of them, defaults too, each with its source")
     show.set_defaults(command=_config("show"))
+
+
+def _add_simulate(commands: _Commands, shape: _Parser) -> None:
+    simulate = commands.add_parser("simulate", parents=[shape], help="clusters on bad days, in virtual time")
+    simulate.add_argument("--seeds", metavar="N", type=_positive, help="how many days (1000; 1 with --seed)")
+    simulate.add_argument("--seconds", metavar="S", type=_positive, default=60, help="how long each is (60)")
+    simulate.add_argument("--seed", metavar="N", type=int, help="the first seed (0)")
+    simulate.add_argument("--fresh", action="store_true", help="begin with a seed that nobody has tried")
+    simulate.add_argument("--nodes", metavar="N", type=int, choices=range(1, 8), help="of each cluster (1 to 7)")
+    simulate.add_argument("--only", metavar="FAULT,…", help="break nothing but these; none: nothing at all")
+    simulate.add_argument("--jobs", metavar="N", type=_positive, default=1, help="days at a time (1)")
+    simulate.add_argument("--stop-after", metavar="N", type=_positive, default=1, help="violations that end it (1)")
+    simulate.set_defaults(command=_simulate)
 
 
 def _positive(text: str) -> int:
@@ -247,6 +262,12 @@ def _version(arguments: argparse.Namespace) -> int:
     else:
         print(f"smtpraft {__version__} (compiled: {'yes' if COMPILED else 'no'}, python {facts['python']})")
     return Exit.OK
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.simulate import simulate
+
+    return simulate(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

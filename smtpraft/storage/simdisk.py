@@ -121,7 +121,7 @@ class SimulatedFile:
 
     def _write(self, data: bytes, offset: int) -> None:
         growth = max(0, offset + len(data) - len(self._inode.seen))
-        if growth > self._disk.room_bytes():
+        if growth and growth > self._disk.room_bytes():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         _put(self._inode.seen, offset, data)
         self._inode.unsynced.append((offset, data))

@@ -1,0 +1,261 @@
+"""What breaks, and when; what a seed allows is in its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from smtpraft.consensus import Role
+from smtpraft.simulator.plan import FAULTS, MODIFIERS
+from smtpraft.simulator.timeline import MS, S
+from smtpraft.types import NodeId
+
+if TYPE_CHECKING:
+    from smtpraft.simulator.host import Host
+    from smtpraft.simulator.process import Process
+    from smtpraft.simulator.world import World
+
+AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery"})
+STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift"})
+"""What is there all day, and not an event."""
+
+
+class Faults:
+    """The nemesis of one cluster."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = world.random
+        acts: dict[str, Callable[[], None]] = {
+            "partition": self._partition,
+            "one-way": self._one_way,
+            "swizzle": self._swizzle,
+            "isolate-leader": self._isolate_leader,
+            "bridge": self._bridge,
+            "crash": self._crash,
+            "crash-all": self._crash_all,
+            "pause": self._pause,
+            "stall": self._stall,
+            "full": self._full,
+            "eio": self._eio,
+            "wall-jump": self._jump,
+            "transfer": self._transfer,
+            "campaign": self._campaign,
+            "forget-leader": self._forget_leader,
+        }
+        assert set(acts) | AIMED | STANDING | MODIFIERS == set(FAULTS), set(acts) ^ set(FAULTS)
+        self._acts = [(name, act) for name, act in acts.items() if world.plan.has(name)]
+
+    def start(self) -> None:
+        """Begin to break things."""
+        if self._acts:
+            self.world.timeline.after(self.random.randrange(2 * self.world.plan.fault_every_us), self._again)
+
+    def _again(self) -> None:
+        if self.world.calm:
+            return
+        self._act()
+        self.world.timeline.after(self.random.randrange(2 * self.world.plan.fault_every_us), self._again)
+
+    def _act(self) -> None:
+        _, act = self.random.choice(self._acts)
+        act()
+
+    def led(self, process: Process) -> None:
+        """A node has just become leader: what breaks now finds it at its weakest."""
+
+    # Who.
+
+    def _up(self) -> list[Host]:
+        return [host for host in self.world.hosts.values() if host.process is not None]
+
+    def _some(self) -> Host | None:
+        """Return a node that runs; the leader more often than others."""
+        now = self.world.timeline.now
+        up = [host for host in self._up() if host.paused_until <= now]
+        leaders = [host for host in up if host.process is not None and host.process.core.role is Role.LEADER]
+        if leaders and self.random.random() < 0.4:
+            return self.random.choice(leaders)
+        return self.random.choice(up) if up else None
+
+    def _duration(self) -> int:
+        return self.random.choice((50, 200, 500, 1000, 3000)) * MS
+
+    # The network.
+
+    def _heal_later(self) -> None:
+        self.world.timeline.after(self._duration(), self._heal)
+
+    def _heal(self) -> None:
+        if not self.world.calm:
+            self.world.network.heal()
+            self.world.note("-", "heal", "all links")
+
+    def _halves(self) -> tuple[list[Host], list[Host]]:
+        hosts = list(self.world.hosts.values())
+        self.random.shuffle(hosts)
+        cut = self.random.randint(1, max(1, len(hosts) - 1))
+        return hosts[:cut], hosts[cut:]
+
+    def _partition(self, *, both_ways: bool = True) -> None:
+        ones, others = self._halves()
+        self.world.network.heal()
+        self.world.network.separate([host.id for host in ones], [host.id for host in others], both_ways=both_ways)
+        names = " | ".join(",".join(host.id for host in half) for half in (ones, others))
+        self.world.fault("-", "partition" if both_ways else "one-way", names)
+        self._heal_later()
+
+    def _one_way(self) -> None:
+        self._partition(both_ways=False)
+
+    def _isolate_leader(self) -> None:
+        leader = self._some()
+        if leader is None:
+            return
+        others = [host.id for host in self.world.hosts.values()]
+        both_ways = self.random.random() < 0.6
+        if both_ways or self.random.random() < 0.5:
+            self.world.network.separate([leader.id], others, both_ways=both_ways)
+        else:
+            self.world.network.separate(others, [leader.id], both_ways=False)
+        self.world.fault(leader.id, "isolate-leader", "both ways" if both_ways else "one way")
+        self._heal_later()
+
+    def _bridge(self) -> None:
+        """Two halves that reach each other only through one node (openraft#2080)."""
+        hosts = list(self.world.hosts.values())
+        if len(hosts) < 3:
+            return
+        self.random.shuffle(hosts)
+        bridge, rest = hosts[0], hosts[1:]
+        half = max(1, len(rest) // 2)
+        self.world.network.heal()
+        self.world.network.separate([host.id for host in rest[:half]], [host.id for host in rest[half:]])
+        self.world.fault(bridge.id, "bridge")
+        self._heal_later()
+
+    def _swizzle(self) -> None:
+        """Cut the links of some nodes one by one, mend them one by one in another order (FoundationDB's best)."""
+        hosts = [host.id for host in self.world.hosts.values()]
+        some = self.random.sample(hosts, self.random.randint(1, len(hosts)))
+        timeline = self.world.timeline
+        at = 0
+        for node in some:
+            at += self.random.randrange(300 * MS)
+            timeline.after(at, self._separate, node, hosts)
+        self.random.shuffle(some)
+        for node in some:
+            at += self.random.randrange(300 * MS)
+            timeline.after(at, self._mend, node)
+        self.world.fault("-", "swizzle", ",".join(some))
+
+    def _separate(self, node: NodeId, others: list[NodeId]) -> None:
+        if not self.world.calm:
+            self.world.network.separate([node], others)
+
+    def _mend(self, node: NodeId) -> None:
+        if not self.world.calm:
+            self.world.network.mend(node)
+
+    # Processes and clocks.
+
+    def _crash(self) -> None:
+        host = self._some()
+        if host is not None:
+            host.crash("crash")
+
+    def _crash_all(self) -> None:
+        for host in self._up():
+            host.crash("crash-all")
+
+    def _pause(self) -> None:
+        host = self._some()
+        if host is not None:
+            duration = self._duration()
+            host.paused_until = self.world.timeline.now + duration
+            self.world.fault(host.id, "pause", f"{duration // MS} ms")
+
+    def _jump(self) -> None:
+        host = self._some()
+        if host is not None:
+            skew = self.random.choice((-3600, -5, 5, 86400)) * S
+            host.jump(skew)
+            self.world.fault(host.id, "wall-jump", f"{skew // S} s")
+
+    # Disks.
+
+    def _stall(self) -> None:
+        host = self._some()
+        if host is not None:
+            duration = self._duration()
+            host.stalled_until = self.world.timeline.now + duration
+            self.world.fault(host.id, "stall", f"{duration // MS} ms")
+
+    def _full(self) -> None:
+        host = self._some()
+        if host is not None and host.disk.capacity_bytes is None:
+            host.disk.capacity_bytes = 0
+            self.world.fault(host.id, "full")
+            self.world.timeline.after(self._duration(), host.make_room)
+
+    def _eio(self) -> None:
+        host = self._some()
+        if host is not None:
+            host.fail_next_write = True
+            self.world.fault(host.id, "eio", "armed")
+
+    # Raft.
+
+    def _transfer(self) -> None:
+        host = self._some()
+        if host is not None and host.process is not None:
+            to = self.random.choice(list(self.world.hosts))
+            self.world.fault(host.id, "transfer", to)
+            host.run(host.process, host.process.transfer, to)
+
+    def _campaign(self) -> None:
+        host = self._some()
+        if host is not None and host.process is not None:
+            self.world.fault(host.id, "campaign")
+            host.run(host.process, host.process.campaign)
+
+    def _forget_leader(self) -> None:
+        host = self._some()
+        if host is not None and host.process is not None:
+            self.world.fault(host.id, "forget-leader")
+            host.run(host.process, host.process.forget_leader)
+
+    # The second phase.
+
+    def heal_a_majority(self) -> list[Host]:
+        """Heal a random majority and return it. The others may be down, deaf or mute, and stay so."""
+        world, random = self.world, self.random
+        hosts = list(world.hosts.values())
+        random.shuffle(hosts)
+        core = hosts[: len(hosts) // 2 + 1 + random.randrange(len(hosts) - len(hosts) // 2)]
+        rest = hosts[len(core) :]
+        world.network.heal()
+        everybody = [host.id for host in hosts]
+        for host in rest:
+            how = random.choice(("down", "deaf", "mute", "cut"))
+            world.note(host.id, "rest", how)
+            if how == "down":
+                host.stays_down = True
+                if host.process is not None:
+                    host.crash("down", power=False)
+            elif how == "deaf":
+                world.network.separate(everybody, [host.id], both_ways=False)
+            elif how == "mute":
+                world.network.separate([host.id], everybody, both_ways=False)
+            elif how == "cut":
+                world.network.separate([host.id], everybody)
+        world.network.calm()
+        for host in core:
+            host.stays_down = False
+            host.paused_until = host.stalled_until = 0
+            host.fail_next_write = False
+            host.disk.capacity_bytes = None
+            if host.process is None:
+                world.timeline.after(0, host.start)
+        world.note("-", "core", ",".join(host.id for host in core))
+        return core

@@ -1,0 +1,229 @@
+"""A machine: what outlives the process on it. Its disk, its spool's file, its clock, and how it crashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from smtpraft.consensus import ConfState
+from smtpraft.simulator.invariants import Mirror
+from smtpraft.simulator.process import Crash, Process
+from smtpraft.simulator.spoolfile import SpoolFile
+from smtpraft.simulator.timeline import MS, S
+from smtpraft.simulator.violation import Violation
+from smtpraft.storage import WalFailed
+from smtpraft.storage.group import write_group
+from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
+from smtpraft.types import NodeId
+
+if TYPE_CHECKING:
+    from smtpraft.simulator.world import World
+
+MILLION: Final = 1_000_000
+CALM_US: Final = 1 * MS
+EPOCH_S: Final = 1_700_000_000
+
+
+class Host:
+    """One machine of the cluster, `number` 0 and up."""
+
+    def __init__(self, world: World, node: NodeId, number: int, conf_state: ConfState) -> None:
+        self.world = world
+        self.id = node
+        self.number = number
+        self.identity = node
+        self.random = world.random
+        self.disk = SimulatedDisk(self.random.getrandbits(32))
+        self.spool = SpoolFile(os.path.join(world.directory, node))
+        self.mirror = Mirror()
+        self.process: Process | None = None
+        self.conf_state = conf_state
+        self.conf_index = 0
+        self.applied = 0
+        self.write_failed = False
+        self.fail_next_write = False
+        self.stays_down = False
+        self.paused_until = 0
+        self.stalled_until = 0
+        self._killed = True
+        """Is the spool's file as the last process left it? Not after a loss of power."""
+        plan = world.plan
+        self._rate_ppm = MILLION + (self.random.randrange(-40_000, 40_001) if plan.has("drift") else 0)
+        self._offset_us = self.random.randrange(1, 1000) * S
+        self._skew_us = 0
+        self._slow = plan.has("slow") or plan.has("stall")
+        self.tick_us = plan.tick_us * MILLION // self._rate_ppm
+
+    # Clocks.
+
+    def monotonic_s(self) -> float:
+        """Return this machine's monotonic time, in seconds; its rate is not quite everybody's."""
+        return (self._offset_us + self.world.timeline.now * self._rate_ppm // MILLION) / 1e6
+
+    def wall_s(self) -> float:
+        """Return what this machine takes for the time of day."""
+        return EPOCH_S + (self.world.timeline.now + self._skew_us) / 1e6
+
+    def jump(self, skew_us: int) -> None:
+        """Somebody sets the clock."""
+        self._skew_us += skew_us
+
+    # Latencies.
+
+    def disk_latency_us(self) -> int:
+        """Return how long the next write and sync takes."""
+        if self.world.calm:
+            return CALM_US
+        usual = self.world.plan.disk_us
+        draw = self.random.random()
+        slow = draw > 0.98 and self._slow
+        latency = usual // 2 + int(draw * usual * (20 if slow else 1))
+        return max(latency, self.stalled_until - self.world.timeline.now)
+
+    def apply_latency_us(self) -> int:
+        """Return how long the next transaction takes."""
+        usual = self.world.plan.apply_us
+        return usual // 2 + int(self.random.random() * usual)
+
+    # Running.
+
+    def start(self) -> None:
+        """Start the node's process."""
+        if self.process is not None or self.stays_down:
+            return
+        self.write_failed = self.fail_next_write = False
+        try:
+            with self.aiming("crash-recovery", operations=12):
+                process = Process(self)
+            self.process = process
+            self.world.note(self.id, "start", f"log to {process.log.last_index}, applied {self.applied}")
+            process.start()
+        except PowerCut:
+            self.crash("crash-recovery")
+        except Violation:
+            raise
+        except Exception as error:
+            self.world.stopped(self, error)
+
+    def run(self, process: Process, act: Callable[..., object], *arguments: object) -> None:
+        """Let `process` do something, unless it is gone; if it stands still, later."""
+        if self.process is not process:
+            return
+        if self.paused_until > self.world.timeline.now:
+            self.world.timeline.after(self.paused_until - self.world.timeline.now, self.run, process, act, *arguments)
+            return
+        try:
+            act(*arguments)
+        except (Crash, PowerCut) as crash:
+            self.crash(str(crash) or "crash-persist")
+        except Violation:
+            raise
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The process stops itself."""
+        if isinstance(error, (Crash, PowerCut, Violation)):
+            raise error
+        if self.write_failed and isinstance(error, WalFailed):
+            self.world.note(self.id, "stop", str(error))
+            self.crash("eio", power=False)
+            return
+        self.world.stopped(self, error)
+
+    # Crashes.
+
+    def aimed(self, fault: str) -> bool:
+        """Does a crash that is aimed at a place like this one come now?"""
+        plan = self.world.plan
+        if not plan.has(fault) or self.world.calm:
+            return False
+        return self.random.random() * MILLION < plan.aimed_ppm
+
+    @contextlib.contextmanager
+    def aiming(self, fault: str, *, operations: int = 4) -> Iterator[None]:
+        """Crash at one of the next operations of the disk, perhaps; or let one fail, if that was asked for."""
+        disk = self.disk
+        if self.aimed(fault):
+            at = disk.operations + self.random.randint(1, operations)
+
+            def cut(operation: Operation) -> None:
+                if operation.number >= at:
+                    raise PowerCut(fault)
+
+            disk.hook = cut
+        elif self.fail_next_write:
+            disk.hook = self._fail_write
+        try:
+            yield
+        finally:
+            disk.hook = None
+
+    def _fail_write(self, operation: Operation) -> None:
+        if operation.kind in ("write", "sync") and operation.path.endswith(".wal") and self.fail_next_write:
+            self.fail_next_write = False
+            self.write_failed = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO), operation.path)
+
+    def crash(self, fault: str, *, power: bool | None = None) -> None:
+        """Lose all that is in memory, and, with the power, some of what was not synced."""
+        process = self.process
+        plan, random = self.world.plan, self.random
+        if power is None:
+            power = (plan.has("power") or plan.has("torn")) and random.random() < 0.6
+        if process is not None:
+            self._write_half(process)
+            process.abandon()
+        self.process = None
+        self.world.fault(self.id, fault + ("+power" if power else ""))
+        self.spool.crash(power, random)
+        if process is not None:
+            process.close()
+        self.spool.forget_old()
+        if power:
+            outcomes = [Outcome.NOTHING, Outcome.ALL, Outcome.SECTORS]
+            if plan.has("torn"):
+                outcomes.append(Outcome.TORN)
+            self.disk = self.disk.crash(random.choice(outcomes), random.getrandbits(32))
+            self._killed = False
+        self.disk.hook = None
+        if not self.world.calm or not self.stays_down:
+            self.world.timeline.after(random.choice((20, 100, 500, 1500)) * MS, self.start)
+
+    def _write_half(self, process: Process) -> None:
+        """What was being written is written, but not synced; or some operations of it are done."""
+        group = process.in_flight
+        if group is None or self.random.random() < 0.5:
+            return
+        at = self.disk.operations + self.random.choice((2, 2, 2, 3, 4, 6))
+
+        def cut(operation: Operation) -> None:
+            if operation.number >= at:
+                raise PowerCut
+
+        self.disk.hook = cut
+        with contextlib.suppress(PowerCut, WalFailed):
+            write_group(process.wal, group)
+
+    def make_room(self) -> None:
+        """There is room on the disk again."""
+        self.disk.capacity_bytes = None
+
+    # What the process reports.
+
+    def reopened(self, applied: int) -> None:
+        """The spool was opened, and says how far it is (R6, D7)."""
+        vouched = self.mirror.applied_durable
+        if applied > self.applied or applied < vouched or (self._killed and applied != self.applied):
+            text = f"{self.id}: its spool is at {applied}; it had applied {self.applied}, synced {vouched}"
+            raise Violation("D7", text)
+        self.applied = applied
+        self._killed = True
+
+    def checkpointed(self, index: int) -> None:
+        """The spool says that all up to `index` would survive a loss of power."""
+        self.spool.synced()
+        self.mirror.applied_durable = max(self.mirror.applied_durable, index)

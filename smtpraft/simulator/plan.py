@@ -1,0 +1,109 @@
+"""One bad day, drawn from its seed: how large the cluster, how slow the network, which faults and how many of each.
+
+Every seed has few kinds of faults, each often ("swarm testing"): all of them at once would drown one another, and a
+cluster that never commits proves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from smtpraft.simulator.timeline import MS
+
+NETWORK: Final = ("delay", "loss", "repeat", "reorder", "partition", "one-way", "swizzle", "isolate-leader", "bridge")
+PROCESS: Final = (
+    "crash",
+    "crash-persist",
+    "crash-send",
+    "crash-apply",
+    "crash-recovery",
+    "crash-all",
+    "pause",
+)
+DISK: Final = ("power", "torn", "stall", "slow", "full", "eio")
+TIME: Final = ("drift", "wall-jump")
+RAFT: Final = ("transfer", "campaign", "forget-leader")
+
+FAULTS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
+"""Every kind of fault, by name."""
+
+MODIFIERS: Final = frozenset({"power", "torn", "delay"})
+"""What changes how others work and does nothing alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The day. Durations in microseconds, rates a million operations or in mean microseconds between two."""
+
+    seed: int
+    nodes: int
+    seconds: int
+    faults: frozenset[str]
+    tick_us: int
+    election_ticks: int
+    heartbeat_ticks: int
+    delay_us: int
+    jitter_us: int
+    loss_ppm: int
+    repeat_ppm: int
+    disk_us: int
+    apply_us: int
+    write_every_us: int
+    read_every_us: int
+    fault_every_us: int
+    aimed_ppm: int
+    """Of the operations that a crash is aimed at, how many in a million meet one."""
+    lazy_ppm: int
+    """How often a node takes more in before it does something."""
+    segment_bytes: int
+    keep_entries: int
+    compact_every: int
+    cache_bytes: int
+
+    @classmethod
+    def draw(
+        cls, seed: int, *, nodes: int | None = None, seconds: int = 60, only: frozenset[str] | None = None
+    ) -> Plan:
+        """Return the plan of `seed`; `nodes` and `only` (kinds of faults) override what it would be."""
+        draw = Random(seed)
+        size = draw.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7))
+        share = draw.choice((0.15, 0.3, 0.3, 0.5))
+        drawn = frozenset(fault for fault in FAULTS if draw.random() < share)
+        faults = drawn if only is None else only
+        tick_us = draw.choice((10, 20, 25, 30)) * MS
+        slow = "delay" in faults
+        election_ticks = max(5, 150 * MS // tick_us)
+        return cls(
+            seed=seed,
+            nodes=nodes or size,
+            seconds=seconds,
+            faults=faults,
+            tick_us=tick_us,
+            election_ticks=election_ticks,
+            heartbeat_ticks=max(1, min(50 * MS // tick_us, election_ticks - 1)),
+            delay_us=draw.choice((200, 1_000, 5_000)) if not slow else draw.choice((10_000, 25_000)),
+            jitter_us=draw.choice((100, 1_000, 5_000)) if not slow else draw.choice((20_000, 100_000)),
+            loss_ppm=draw.choice((5_000, 50_000, 200_000)) if "loss" in faults else 0,
+            repeat_ppm=draw.choice((10_000, 100_000)) if "repeat" in faults else 0,
+            disk_us=draw.choice((200, 2_000, 10_000)) if "slow" not in faults else draw.choice((30_000, 60_000)),
+            apply_us=draw.choice((20_000, 50_000, 100_000)),
+            write_every_us=draw.choice((20_000, 50_000, 100_000)),
+            read_every_us=draw.choice((50_000, 100_000, 200_000)),
+            fault_every_us=draw.choice((200_000, 500_000, 1_000_000)),
+            aimed_ppm=draw.choice((500, 3_000, 10_000)),
+            lazy_ppm=draw.choice((0, 50_000, 300_000)),
+            segment_bytes=draw.choice((64, 256)) * 1024,
+            keep_entries=draw.choice((5, 50, 200)),
+            compact_every=draw.choice((30, 100, 300)),
+            cache_bytes=draw.choice((2_000, 20_000, 1_000_000)),
+        )
+
+    def has(self, fault: str) -> bool:
+        """Does this kind of fault happen on this day?"""
+        return fault in self.faults
+
+    def __str__(self) -> str:
+        kinds = ",".join(fault for fault in FAULTS if fault in self.faults) or "none"
+        return f"seed {self.seed}: {self.nodes} nodes, {self.seconds} s, faults {kinds}"

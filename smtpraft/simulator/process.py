@@ -1,0 +1,595 @@
+"""One run of a node, from its start to its crash: what `cluster.driver` does, with virtual time in place of threads.
+
+The parts are the real ones: the consensus core, the write-ahead log and its group commit, the order of writes and
+answers, sessions, proposals, reads, leases, the spool. What is here is the wiring, turn by turn as in the driver, and
+the places where it may crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from smtpraft import fastlog
+from smtpraft.cluster import envelope, wire
+from smtpraft.cluster.appends import Appends
+from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.clock import StampClock
+from smtpraft.cluster.heartbeats import Heartbeats
+from smtpraft.cluster.proposals import Proposals
+from smtpraft.cluster.reads import Reads
+from smtpraft.consensus import (
+    APPEND_THREAD,
+    APPLY_THREAD,
+    Config,
+    EntryRange,
+    HardState,
+    InvalidMessage,
+    LocalMessage,
+    Message,
+    MessageType,
+    PeerNotFound,
+    ProposalDropped,
+    RawNode,
+    Role,
+)
+from smtpraft.errors import Fatal, Stopped
+from smtpraft.simulator import invariants, records
+from smtpraft.simulator.network import Frame
+from smtpraft.simulator.records import Mark
+from smtpraft.simulator.timeline import MS
+from smtpraft.spool.machine import SpoolMachine
+from smtpraft.storage import Wal, WalFull
+from smtpraft.storage.group import Submission, gather, write_group
+from smtpraft.types import NO_NODE, NodeId
+
+if TYPE_CHECKING:
+    from smtpraft.simulator.host import Host
+
+BATCH_BYTES_MAX: Final = 16 * 1024
+SWEEP_US: Final = 100 * MS
+VOUCH_US: Final = 500 * MS
+ROOM_US: Final = 250 * MS
+LEASE_S: Final = 2.0
+PENDING_BYTES_MAX: Final = 200_000
+
+
+class Crash(Exception):
+    """The process dies here: raised at a place where crashes are aimed, caught by its host."""
+
+
+class Process:
+    """What a node has in memory, and does. `host` is what outlives it."""
+
+    def __init__(self, host: Host) -> None:
+        """Start from what the disk holds.
+
+        Raises:
+            Fatal: recovery refuses.
+        """
+        world, plan = host.world, host.world.plan
+        self.host = host
+        self.world = world
+        self.plan = plan
+        self.id = host.id
+        self.random = world.random
+        self.failed = False
+        self.log = fastlog.Log()
+        self.wal, recovery = Wal.open(
+            host.disk,
+            "wal",
+            cluster_id=world.cluster_id,
+            node_id=host.id,
+            log=self.log,
+            segment_bytes=plan.segment_bytes,
+            cache_bytes=plan.cache_bytes,
+            background=False,
+        )
+        found = records.marks([self._on_disk(self.log.first_index, self.log.last_index)])
+        world.invariants.recovered(host, recovery.hard_state, self.log, found)
+        self.machine = SpoolMachine(host.spool.path, host.id, monotonic=host.monotonic_s, background=False)
+        self.machine.read_entry = self._command_at
+        self.applier = Applier(
+            self.machine,
+            host.id,
+            deliver=self._applied_here,
+            on_result=self._take_result,
+            on_failure=host.fail,
+            read_entries=self._read,
+        )
+        applied, sessions = self.applier.open(background=False)
+        host.reopened(applied)
+        if not self.log.prev_index <= applied <= self.log.last_index:
+            raise Fatal(f"applied {applied}, the log holds {self.log.first_index} to {self.log.last_index}")
+        stored = recovery.hard_state
+        self.core = RawNode(
+            Config(
+                id=host.id,
+                election_ticks=plan.election_ticks,
+                heartbeat_ticks=plan.heartbeat_ticks,
+                max_append_bytes=4_000,
+                max_inflight_messages=16,
+                max_inflight_bytes=16_000,
+                max_uncommitted_bytes=100_000,
+                max_apply_bytes=20_000,
+            ),
+            self.log,
+            host.conf_state,
+            HardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), self.log.last_index)),
+            applied,
+            Random(self.random.getrandbits(32)),
+        )
+        self.seen_commit = self.core.commit_index
+        self.seen_term = self.core.term
+        self.led_term = 0
+        self.appends = Appends(self.core, self.log)
+        self.loop = world.loop
+        self.clock = StampClock(host.wall_s, host.monotonic_s)
+        self.proposals = Proposals(host.id, max_pending_bytes=PENDING_BYTES_MAX, random_bytes=self.random.randbytes)
+        self.reads = Reads(self.random.randbytes(8))
+        self.contact_window_s = 2 * plan.election_ticks * plan.tick_us / 1e6
+        self.heartbeats = Heartbeats(
+            host.id,
+            host.conf_state.voters,
+            lease_s=LEASE_S,
+            grant_window_s=self.contact_window_s,
+            digest_at=self.machine.digest_at,
+        )
+        self.heartbeats.sessions = sessions
+        self._forwarded: list[bytes] = []
+        self._queue: deque[Submission] = deque()
+        self._batches: deque[invariants.Batch] = deque()
+        self._disk_busy = False
+        self.in_flight: list[Submission] | None = None
+        """What is being written."""
+        self.waiting_for_room = False
+        self._vouch_number = 0
+        self._to_apply: deque[records.Committed] = deque()
+        self._applying: deque[Message] = deque()
+        self._apply_busy = False
+        self._role = Role.FOLLOWER
+        self._leader = NO_NODE
+        self._newest_stamp = 0
+        self._leader_started_index = 0
+        self._leader_since = 0.0
+        self._compacting = False
+        self._next_sweep = 0
+        self.unsynced_since = 0.0
+
+    def start(self) -> None:
+        """Begin: ask for a session, tick."""
+        self.proposals.open_wanted()
+        self.after(self.random.randrange(self.plan.tick_us), self._tick)
+        if len(self.host.conf_state.voters) == 1:
+            self.core.campaign()
+            self.turn()
+
+    def after(self, delay_us: int, act: Callable[..., object], *arguments: object) -> None:
+        """Do something later, if this process still runs then."""
+        self.world.timeline.after(delay_us, self.host.run, self, act, *arguments)
+
+    def abandon(self) -> None:
+        """The process is dead: its clients know what they knew."""
+        self.proposals.close()
+        self.reads.close(Stopped("the node has died"))
+
+    def close(self) -> None:
+        """Let go of the spool's file; nothing is said to anybody."""
+        self.machine.close()
+
+    def now_s(self) -> float:
+        """Return the time on this node's monotonic clock."""
+        return self.host.monotonic_s()
+
+    def _aim(self, fault: str) -> None:
+        """Crash here, perhaps."""
+        if self.host.aimed(fault):
+            raise Crash(fault)
+
+    # ---- one turn, as in the driver ---------------------------------------------------------------------------------
+
+    def turn(self, *, lazy: bool = False) -> None:
+        """Do what the core wants done. If `lazy`, perhaps only the next time."""
+        if lazy and self.plan.lazy_ppm and self.random.random() * 1_000_000 < self.plan.lazy_ppm:
+            return
+        core = self.core
+        core.stamp = self.clock.now_ms()
+        self._propose()
+        self._ask_reads()
+        while core.has_ready():
+            output = core.ready()
+            marks = self._handed_out(output.entries)
+            if output.soft_state is not None:
+                self._role_changed()
+                self._propose()
+            self.world.invariants.after_turn(self)
+            for state in output.read_states:
+                self.reads.confirmed(state, self.applier.applied_index)
+            for message in output.messages:
+                if message.to == APPEND_THREAD:
+                    self._store(message, output.must_sync, marks)
+                elif message.to == APPLY_THREAD:
+                    self._apply(message)
+                else:
+                    self._send(message)
+        self.log.evict(self.plan.cache_bytes, self.appends.durable_index + 1)
+        self.world.invariants.after_turn(self)
+        self.world.mix(self.host.number, core.term, core.commit_index, self.log.last_index)
+
+    def _propose(self) -> None:
+        core = self.core
+        now = self.now_s()
+        if core.role is Role.LEADER:
+            fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self.contact_window_s
+            payloads = self.proposals.take(now, core.term) if fresh else []
+            if self._forwarded:
+                payloads.extend(self._forwarded)
+                self._forwarded.clear()
+            if payloads:
+                with contextlib.suppress(ProposalDropped):
+                    core.propose(payloads)
+            return
+        self._forwarded.clear()
+        leader = core.leader_id
+        while leader != NO_NODE and self.proposals.has_work(now) and self.world.network.connected(self.id, leader):
+            payloads = self.proposals.take(now)
+            if not payloads:
+                return
+            batch = tuple((fastlog.ENTRY_NORMAL, payload) for payload in payloads)
+            self._send(Message(MessageType.PROP, to=leader, sender=self.id, payloads=batch))
+
+    def _ask_reads(self) -> None:
+        now = self.now_s()
+        if self.reads.has_work(now):
+            for context in self.reads.contexts(now):
+                with contextlib.suppress(ProposalDropped):
+                    self.core.read_index(context)
+
+    # ---- storing ----------------------------------------------------------------------------------------------------
+
+    def _handed_out(self, entries: EntryRange) -> list[Mark]:
+        """Tell the judges what is to be stored, before they hear what the node makes of it."""
+        if not entries:
+            return []
+        found = [mark for _, mark in records.marks(self.log.spans(entries.first, entries.last))]
+        self.world.invariants.handed_out(self, invariants.Batch(None, entries.first, found))
+        return found
+
+    def _store(self, message: Message, must_sync: bool, entries: list[Mark]) -> None:
+        write = self.appends.take(message, must_sync)
+        if write is None:
+            self._stored(message)
+            return
+        if not self._queue:
+            self.unsynced_since = self.now_s()
+        self._batches.append(invariants.Batch(write.hard_state, write.first_index, entries))
+        size_bytes = sum(map(len, write.spans))
+        done = partial(self._write_done, message)
+        self._queue.append(
+            Submission(
+                write.spans, write.first_index, write.last_index, size_bytes, write.hard_state, write.sync, done, 0.0
+            )
+        )
+        self._write_next()
+
+    def _write_next(self) -> None:
+        if self._disk_busy or not self._queue:
+            return
+        self._disk_busy = True
+        group = gather(self._queue, BATCH_BYTES_MAX)
+        self.host.mirror.writing = tuple(self._batches[number] for number in range(len(group)))
+        self.in_flight = group
+        self.after(self.host.disk_latency_us(), self._write, group)
+
+    def _write(self, group: list[Submission]) -> None:
+        """The disk is done, or dies, or has no room."""
+        with self.host.aiming("crash-persist"):
+            try:
+                write_group(self.wal, group)
+            except WalFull:
+                self.waiting_for_room = True
+                self.after(ROOM_US, self._write, group)
+                return
+        self.waiting_for_room = False
+        self.in_flight = None
+        self.world.invariants.synced(self.host, [self._batches.popleft() for _ in group])
+        self._aim("crash-persist")
+        for _ in group:
+            self._queue.popleft()
+        self.unsynced_since = self.now_s()
+        self._disk_busy = False
+        for item in group:
+            item.done()
+        self.turn()
+        self._write_next()
+        if not self._queue:
+            self._vouch_number += 1
+            self.after(VOUCH_US, self._vouch, self._vouch_number)
+        if self.random.random() < 0.3:
+            self.after(self.host.disk_latency_us(), self._prepare_spares)
+
+    def _vouch(self, number: int) -> None:
+        if number == self._vouch_number and not self._queue:
+            self.wal.vouch()
+
+    def _prepare_spares(self) -> None:
+        if not self._disk_busy:
+            self.wal.prepare_spares()
+
+    def _write_done(self, message: Message) -> None:
+        self.appends.written()
+        self._stored(message)
+
+    def _stored(self, message: Message) -> None:
+        for response in self.appends.finished(message):
+            if response.to == self.id:
+                self.world.invariants.vote_of(self, response)
+                self._step_own(response)
+            else:
+                self._send(response)
+
+    def _step_own(self, message: Message) -> None:
+        self.core.step(message)
+
+    # ---- applying ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, message: Message) -> None:
+        first, last = message.entries.first, message.entries.last
+        spans: list[memoryview] | None
+        try:
+            spans = self.log.spans(first, last)
+            seen: list[memoryview] | list[bytes] = spans
+        except fastlog.NotCached:
+            spans, seen = None, [self._read(first, last)]
+        self._to_apply.extend(records.committed(seen))
+        self._applying.append(message)
+        self.applier.submit(Batch(first, last, self.log.size_bytes(first, last), spans))
+        if not self._apply_busy:
+            self._apply_busy = True
+            self.after(self.host.apply_latency_us(), self._work)
+
+    def _work(self) -> None:
+        self._apply_busy = False
+        self._aim("crash-apply")
+        self.world.applying(self, self._to_apply)
+        self._to_apply.clear()
+        self.applier.work()
+
+    def _applied_here(self, deliver: Callable[[], None]) -> None:
+        """The machine has committed its transaction; its thread tells the loop."""
+        self._aim("crash-apply")
+        deliver()
+
+    def _take_result(self, result: Result) -> None:
+        self._newest_stamp = max(self._newest_stamp, result.stamp)
+        self.world.invariants.digest(self.id, *result.digest)
+        self.heartbeats.digest = result.digest
+        for session, seq, answer in result.mine:
+            self.proposals.resolved(session, seq, answer)
+        for session, seq in result.cancelled:
+            self.proposals.cancelled(session, seq)
+        if result.nodes_changed:
+            self.heartbeats.sessions = result.open_sessions
+            self.proposals.sessions_changed(result.open_sessions)
+        if result.opened is not None:
+            self.proposals.session_opened(*result.opened)
+        self.reads.applied(result.last)
+        for _ in range(result.batches):
+            for response in self._applying.popleft().responses:
+                self.core.step(response)
+        self.turn()
+        self._consider_compaction()
+
+    # ---- compaction -------------------------------------------------------------------------------------------------
+
+    def _consider_compaction(self) -> None:
+        applied = self.applier.applied_index
+        wanted = applied - self.plan.keep_entries
+        to_index = min(wanted, self._retain_index())
+        if self._compacting or to_index - self.log.prev_index < self.plan.compact_every:
+            return
+        self._compacting = True
+        self.after(self.host.apply_latency_us(), self._prepare_compaction, to_index)
+
+    def _prepare_compaction(self, to_index: int) -> None:
+        self.machine.before_compaction(to_index)
+        self._aim("crash-apply")
+        safe = self.machine.checkpoint()
+        self.host.checkpointed(safe)
+        self.after(self.host.apply_latency_us(), self._cut, min(to_index, safe))
+
+    def _cut(self, to_index: int) -> None:
+        self._compacting = False
+        if to_index <= self.log.prev_index:
+            return
+        term = self.log.term(to_index)
+        self.core.compact(to_index)
+        self.world.invariants.compacted(self.host, to_index, term)
+        self.turn()
+        self._aim("crash-apply")
+        with self.host.aiming("crash-persist"):
+            self.wal.compact(to_index)
+
+    def _retain_index(self) -> int:
+        if len(self.host.conf_state.voters) == 1:
+            return self.appends.durable_index
+        if self.core.role is not Role.LEADER:
+            return min(self.heartbeats.retain_index, self.appends.durable_index)
+        return min(row.match_index for row in self.core.raft.tracker.progress.values())
+
+    # ---- in and out -------------------------------------------------------------------------------------------------
+
+    def receive(self, peer: NodeId, frame: Frame) -> None:
+        """A frame has come."""
+        kind, head, tail = frame
+        beats = self.heartbeats
+        if kind == fastlog.FRAME_HEARTBEAT:
+            message, accepted = beats.decode(peer, head)
+            self._step(message)
+            if self.core.leader_id == peer and self.core.term == message.term:
+                accepted(self.now_s())
+        elif kind == fastlog.FRAME_HEARTBEAT_RESPONSE:
+            term = self.core.term if self.core.role is Role.LEADER else 0
+            self._step(beats.decode_response(peer, head, term, self.now_s()))
+        else:
+            message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
+            if message.type is MessageType.PROP:
+                self._forwarded.extend(payload for _, payload in message.payloads)
+            else:
+                self._step(message)
+                if message.type is MessageType.APP and self.core.leader_id == peer:
+                    beats.leader_contact_at = self.now_s()
+        self.turn(lazy=True)
+
+    def _step(self, message: Message) -> None:
+        core = self.core
+        asks = message.type is MessageType.VOTE or message.type is MessageType.PRE_VOTE
+        before = (core.term, core.vote, (self.log.last_term, self.log.last_index)) if asks else None
+        try:
+            core.step(message)
+        except ProposalDropped:
+            pass
+        except (PeerNotFound, LocalMessage, InvalidMessage) as error:
+            self.world.refused(self, message, error)
+        if before is not None:
+            self.world.invariants.answered(self, message, before)
+
+    def _send(self, message: Message) -> None:
+        kind = message.type
+        world = self.world
+        world.invariants.sent(self, message)
+        self._aim("crash-send")
+        tail = b""
+        if kind is MessageType.HEARTBEAT:
+            may_grant = self.applier.applied_index >= self._leader_started_index
+            frame = self.heartbeats.encode(message, self.now_s(), self._retain_index(), may_grant)
+            number, head = fastlog.FRAME_HEARTBEAT, frame[fastlog.FRAME_HEADER_BYTES :]
+        elif kind is MessageType.HEARTBEAT_RESP:
+            lag_ms = int(self.unsynced_age_s() * 1000)
+            frame = self.heartbeats.encode_response(message, self.now_s(), self.applier.applied_index, lag_ms)
+            number, head = fastlog.FRAME_HEARTBEAT_RESPONSE, frame[fastlog.FRAME_HEADER_BYTES :]
+        else:
+            number, head, pieces = wire.encode_message(message)
+            if message.entries:
+                first, last = message.entries.first, message.entries.last
+                try:
+                    pieces = self.log.spans(first, last)  # type: ignore[assignment]
+                except fastlog.NotCached:
+                    try:
+                        pieces = [self.wal.read(first, last, self.log)]
+                    except (fastlog.Compacted, fastlog.Unavailable):
+                        self._unreachable(message.to)
+                        return
+            tail = b"".join(pieces)
+        if not world.network.send(self.id, message.to, Frame(number, head, tail)) and self.random.random() < 0.5:
+            self._unreachable(message.to)
+
+    # ---- what an operator does --------------------------------------------------------------------------------------
+
+    def transfer(self, to: NodeId) -> None:
+        """Ask for leadership to go to `to`."""
+        self.core.transfer_leader(to)
+        self.turn()
+
+    def campaign(self) -> None:
+        """Stand for election now."""
+        self.core.campaign()
+        self.turn()
+
+    def forget_leader(self) -> None:
+        """Believe no more in the leader."""
+        self.core.forget_leader()
+        self.turn()
+
+    # ---- small things -----------------------------------------------------------------------------------------------
+
+    def _unreachable(self, peer: NodeId) -> None:
+        self.after(0, self._report_unreachable, peer)
+
+    def _report_unreachable(self, peer: NodeId) -> None:
+        self.core.report_unreachable(peer)
+        self.turn()
+
+    def _read(self, first: int, last: int) -> bytes:
+        return self.wal.read(first, last, None)
+
+    def _on_disk(self, first: int, last: int) -> bytes:
+        return self.wal.read(first, last, None) if first <= last else b""
+
+    def _command_at(self, index: int) -> bytes:
+        payload = fastlog.decode_entries(self._read(index, index))[0][4]
+        return payload[envelope.COMMAND_HEADER_BYTES :]
+
+    # ---- time -------------------------------------------------------------------------------------------------------
+
+    def unsynced_age_s(self) -> float:
+        """Return for how long the oldest write has been waiting."""
+        return self.now_s() - self.unsynced_since if self._queue else 0.0
+
+    def _tick(self) -> None:
+        self.after(self.host.tick_us, self._tick)
+        self.core.tick()
+        if self.world.timeline.now >= self._next_sweep:
+            self._next_sweep = self.world.timeline.now + SWEEP_US
+            now = self.now_s()
+            self.proposals.sweep(now)
+            self._judge_leases(now)
+            self._judge_disk()
+            self.turn()
+        elif self.core.has_ready() or self.proposals.has_work(self.now_s()):
+            self.turn()
+
+    def _judge_leases(self, now: float) -> None:
+        beats = self.heartbeats
+        if beats.granter is None or self.applier.applied_index < self._leader_started_index:
+            return
+        for _node, session in beats.granter.expired(beats.sessions, self.id, now):
+            live = beats.granter.live(beats.sessions, self.id, now)
+            self.proposals.propose_down(session, envelope.encode_down(session, live), self.core.term)
+
+    def lease_expires_in_s(self) -> float:
+        """Return how long this node's lease lasts; 0 if it holds none."""
+        session = self.proposals.session
+        now = self.now_s()
+        up_to_date = self.applier.applied_index >= self._leader_started_index
+        if self._role is Role.LEADER and self.core.role is Role.LEADER and up_to_date:
+            self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
+        return self.heartbeats.holder.remaining_s(now, session)
+
+    def _judge_disk(self) -> None:
+        age_s = self.unsynced_age_s()
+        self.core.barred = age_s > self.contact_window_s
+        if not self.core.barred or self.core.role is not Role.LEADER:
+            return
+        lag_ms = self.heartbeats.disk_lag_ms
+        connected = self.world.network.connected
+        healthy = [node for node in lag_ms if lag_ms[node] < age_s * 500 and connected(self.id, node)]
+        if healthy:
+            progress = self.core.status().progress
+            self.core.transfer_leader(max(healthy, key=lambda node: progress[node].match_index))
+
+    def _role_changed(self) -> None:
+        core = self.core
+        now = self.now_s()
+        if core.role is not self._role:
+            self.world.note(self.id, "role", f"{self._role.value} to {core.role.value} in term {core.term}")
+            if core.role is Role.LEADER:
+                self.clock.lead_from(self._newest_stamp)
+                core.stamp = self.clock.now_ms()
+                self._leader_started_index = self.log.last_index
+                self._leader_since = now
+                self.heartbeats.lead(now)
+                self.world.led(self)
+            elif self._role is Role.LEADER:
+                self.heartbeats.follow()
+                self.proposals.forget_downs()
+            self._role = core.role
+        if core.leader_id != self._leader:
+            self._leader = core.leader_id
+            if self._leader != NO_NODE:
+                self.heartbeats.leader_contact_at = now
+                self.proposals.retry_all()

@@ -1,0 +1,191 @@
+"""One cluster, one seed, one history: first everything may break, then a majority is healed and must go on."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from asyncio import AbstractEventLoop
+from collections import Counter, deque
+from collections.abc import Sequence
+from random import Random
+from typing import Final, cast
+
+from smtpraft.cluster import envelope
+from smtpraft.consensus import ConfState, InvalidMessage, Message, Role
+from smtpraft.fastlog import ENTRY_NORMAL
+from smtpraft.simulator.faults import Faults
+from smtpraft.simulator.futures import VirtualLoop
+from smtpraft.simulator.host import Host
+from smtpraft.simulator.invariants import Invariants
+from smtpraft.simulator.network import Frame, Network
+from smtpraft.simulator.plan import Plan
+from smtpraft.simulator.process import Process
+from smtpraft.simulator.records import Committed
+from smtpraft.simulator.timeline import MS, S, Timeline
+from smtpraft.simulator.violation import Violation
+from smtpraft.simulator.workload import Workload
+from smtpraft.types import NodeId
+
+TRACE_EVENTS: Final = 400
+CONVERGE_S: Final = 20
+"""Simulated seconds after which a healed majority must have converged; half of it is usually enough by far."""
+
+_DOWN: Final = bytes([envelope.DOWN])
+_MIX: Final = struct.Struct(">QBQQQ")
+
+
+class World:
+    """The nodes, the network, the clients, the faults, and the judges."""
+
+    def __init__(self, plan: Plan, directory: str) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.random = Random(plan.seed)
+        self.cluster_id = self.random.randbytes(16)
+        self.timeline = Timeline()
+        self.loop = cast(AbstractEventLoop, VirtualLoop())
+        self.network = Network(self.timeline, self.random, plan, self._arrive)
+        self.hosts: dict[NodeId, Host] = {}
+        self.invariants = Invariants(self.hosts)
+        self.calm = False
+        """The second phase has begun: nothing new breaks."""
+        self.digest = 0
+        """A checksum over the whole history: two runs of one seed have the same, or something is not determined."""
+        self.trace: deque[tuple[int, str, str, str]] = deque(maxlen=TRACE_EVENTS)
+        self.faults_seen: Counter[str] = Counter()
+        self.elections = 0
+        names = [NodeId(f"n{number}") for number in range(1, plan.nodes + 1)]
+        conf_state = ConfState(voters=tuple(names))
+        for number, name in enumerate(names):
+            self.hosts[name] = Host(self, name, number, conf_state)
+        self.workload = Workload(self)
+        self.faults = Faults(self)
+
+    # What happens.
+
+    def run(self) -> None:
+        """Live through the day, then see whether a majority recovers.
+
+        Raises:
+            Violation: a promise was broken.
+        """
+        for host in self.hosts.values():
+            self.timeline.after(self.random.randrange(50 * MS), host.start)
+        self.workload.start()
+        self.faults.start()
+        self.timeline.run_until(self.plan.seconds * S)
+        self._converge()
+        self.workload.judge()
+
+    def close(self) -> None:
+        """Let go of every file."""
+        for host in self.hosts.values():
+            if host.process is not None:
+                host.process.close()
+                host.process = None
+
+    def _converge(self) -> None:
+        """L1 to L6: a random majority is healed, the others are broken for good; then it must get on, and agree."""
+        core = self.faults.heal_a_majority()
+        self.calm = True
+        self.workload.stop_on(core)
+        begun = self.timeline.now
+        if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self._leads(core)):
+            raise Violation("L1", f"no leader among {', '.join(host.id for host in core)} within {CONVERGE_S} s")
+        self.workload.last_write(core)
+        begun = self.timeline.now
+        if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self._agree(core)):
+            raise Violation("L4", f"no agreement within {CONVERGE_S} s: {self._states(core)}")
+        terms = max(host.process.core.term for host in core if host.process is not None)
+        self.timeline.run_until(self.timeline.now + 3 * S)
+        now = max(host.process.core.term for host in core if host.process is not None)
+        if now != terms or not self._leads(core):
+            raise Violation("L6", f"a healed majority goes from term {terms} to {now}: {self._states(core)}")
+
+    def _leads(self, core: list[Host]) -> bool:
+        return any(host.process is not None and host.process.core.role is Role.LEADER for host in core)
+
+    def _agree(self, core: list[Host]) -> bool:
+        """Is everything committed, applied everywhere, and everybody answered?"""
+        if not self.workload.settled:
+            return False
+        last = -1
+        for host in core:
+            process = host.process
+            if process is None:
+                return False
+            index = process.applier.applied_index
+            if index != process.log.last_index or (last >= 0 and index != last):
+                return False
+            last = index
+        return self._leads(core)
+
+    def _states(self, core: list[Host]) -> str:
+        texts = []
+        for host in core:
+            process = host.process
+            if process is None:
+                texts.append(f"{host.id} is down")
+                continue
+            c = process.core
+            texts.append(
+                f"{host.id} {c.role.value} term {c.term} log {process.log.last_index} commit {c.commit_index} "
+                f"applied {process.applier.applied_index}"
+            )
+        return "; ".join([*texts, self.workload.open_text()])
+
+    def _arrive(self, sender: NodeId, to: NodeId, frame: Frame) -> None:
+        host = self.hosts[to]
+        process = host.process
+        if process is not None:
+            host.run(process, process.receive, sender, frame)
+
+    # What is told.
+
+    def mix(self, number: int, *facts: int) -> None:
+        """Make a moment part of the history's checksum."""
+        self.digest = zlib.crc32(_MIX.pack(self.timeline.now, number, *facts), self.digest)
+
+    def note(self, node: str, kind: str, text: str) -> None:
+        """Remember a step for the trace, and mix it into the checksum."""
+        self.trace.append((self.timeline.now, node, kind, text))
+        self.digest = zlib.crc32(f"{self.timeline.now} {node} {kind} {text}".encode(), self.digest)
+
+    def fault(self, node: str, kind: str, text: str = "") -> None:
+        """Something breaks, or heals."""
+        self.faults_seen[kind] += 1
+        self.note(node, "fault", f"{kind} {text}".rstrip())
+
+    def led(self, process: Process) -> None:
+        """A node has become leader."""
+        self.elections += 1
+        self.faults.led(process)
+
+    def applying(self, process: Process, entries: Sequence[Committed]) -> None:
+        """A node is about to apply these."""
+        new = self.invariants.applied_index
+        self.invariants.applying(process, entries)
+        for entry in entries:
+            if entry.at > new and entry.kind == ENTRY_NORMAL and entry.payload[:1] == _DOWN:
+                self._down(envelope.decode_down(entry.payload)[0])
+
+    def _down(self, session: int) -> None:
+        """Q3: once a node is down for all, and others take its work over, its lease has run out."""
+        for host in self.hosts.values():
+            process = host.process
+            if process is None or process.proposals.session != session:
+                continue
+            left = process.lease_expires_in_s()
+            if left > 0:
+                raise Violation("Q3", f"{host.id} is down for the others, and may work for {left:.3f} s more")
+            self.note(host.id, "down", f"session {session}")
+
+    def refused(self, process: Process, message: Message, error: Exception) -> None:
+        """A node did not take a message in."""
+        if isinstance(error, InvalidMessage):
+            raise Violation("P1", f"{process.id} refuses {message.type.name} of {message.sender}: {error}")
+        self.note(process.id, "refused", f"{message.type.name} of {message.sender}: {error}")
+
+    def stopped(self, host: Host, error: BaseException) -> None:
+        """A node stops by itself: with sound disks that is never right."""
+        raise Violation("STOP", f"{host.id} stops: {type(error).__name__}: {error}") from error

@@ -1,0 +1,3 @@
+"""Whole clusters in virtual time."""
+
+from __future__ import annotations
