@@ -134,7 +134,7 @@ class Process:
         self.contact_window_s = 2 * plan.election_ticks * plan.tick_us / 1e6
         self.heartbeats = Heartbeats(
             host.id,
-            host.conf_state.voters,
+            host.conf_state,
             lease_s=LEASE_S,
             grant_window_s=self.contact_window_s,
             digest_at=self.machine.digest_at,
