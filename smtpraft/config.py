@@ -61,6 +61,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_append_bytes: int = MIB
     max_inflight_bytes: int = 16 * MIB
     max_pending_bytes: int = 128 * MIB
+    max_uncommitted_bytes: int = 128 * MIB
+    max_apply_bytes: int = 64 * MIB
+    lease_reads: bool = False
 
 
 class SmtpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +181,8 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.max_append_bytes": (64 * 1024, 4 * MIB),  # a frame of more than 8 MiB does not travel
     "cluster.max_inflight_bytes": (MIB, 1 << 40),
     "cluster.max_pending_bytes": (MIB, 1 << 40),
+    "cluster.max_uncommitted_bytes": (MIB, 1 << 40),
+    "cluster.max_apply_bytes": (MIB, 1 << 40),
     "smtp.max_message_bytes": (
         64 * 1024,
         1 << 31,
@@ -267,6 +272,11 @@ def _cluster_problems(config: Config) -> Iterator[str]:
                 key,
                 f"must be a multiple of tick_ms, {cluster.tick_ms}",
             )
+    if cluster.max_inflight_bytes < cluster.max_append_bytes:
+        least = cluster.max_append_bytes
+        yield _say(config, "cluster", "max_inflight_bytes", f"must be at least max_append_bytes, {least}")
+    if cluster.lease_reads and cluster.election != "raft":
+        yield _say(config, "cluster", "lease_reads", 'needs election = "raft": a lease is a promise not to vote')
     if cluster.lease_ms <= 2 * cluster.election_timeout_ms:
         yield _say(
             config,

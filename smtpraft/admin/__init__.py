@@ -1,3 +1,3 @@
-"""The HTTP API that operators, probes and the command line talk to. Nothing changes by GET."""
+"""The HTTP API that operators, probes and the command line talk to. It changes nothing but by POST."""
 
 from __future__ import annotations

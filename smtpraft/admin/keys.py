@@ -2,12 +2,13 @@
 
     GET    /v1/kv/KEY   {"key", "value" or "value_base64", "revision"}; 404 if it is not there
     GET    /v1/kv       {"keys": [{"key", "revision", "size_bytes"}], "next"}, ?prefix= ?after= ?limit=
-    PUT    /v1/kv/KEY   {"value": text} or {"value_base64": …}; with "revision" only if the key is at that (0: absent)
-    DELETE /v1/kv/KEY   ?revision= likewise
+    POST   /v1/kv/KEY   {"value": text} or {"value_base64": …} writes, {"delete": true} deletes;
+                        with "revision" only if the key is at that one (0: absent)
 
 Reads are linearizable, on any node; `?linearizable=0` is what this node knows. A comparison that fails is a 409 with
 the code `conflict` and the revision that the key is at. An answer 503 with the code `outcome-unknown` may have taken
-effect: read before you repeat it.
+effect: read before you repeat it. That is why it is POST: what HTTP calls idempotent, client libraries and proxies
+repeat by themselves, and a write done twice can undo what another client wrote in between.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from aiohttp import web
 from smtpraft.admin.answers import content, linearizable, problem, refusal
 from smtpraft.admin.views import JsonObject
 from smtpraft.spool.keyclient import KeyValues
-from smtpraft.spool.keyvalues import KeyConflict, KeyInfo, KeyValue, MapFull, check_key
+from smtpraft.spool.keyvalues import ABSENT, KeyConflict, KeyInfo, KeyValue, MapFull, check_key
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class KeyHandlers:
         return [
             web.get(PREFIX, self._list),
             web.get(one, self._get),
-            web.put(one, self._put),
-            web.delete(one, self._delete),
+            web.post(one, self._post),
         ]
 
     async def _get(self, request: web.Request) -> web.Response:
@@ -69,10 +69,15 @@ class KeyHandlers:
         following = keys[-1].key if len(keys) == limit else None
         return web.json_response({"keys": [_info_view(info) for info in keys], "next": following})
 
-    async def _put(self, request: web.Request) -> web.Response:
+    async def _post(self, request: web.Request) -> web.Response:
         key, body = _key(request), await content(request)
-        value, expected = _value(body), _revision(body.get("revision"))
+        delete, expected = body.get("delete") is True, _revision(body.get("revision"))
         try:
+            if delete and not {"value", "value_base64"} & set(body):
+                revision = await self._keys.delete(key, expected=expected, deadline_s=WRITE_S)
+                log.info("key deleted key=%r revision=%d", key, revision)
+                return web.json_response({"key": key, "deleted": revision != ABSENT, "revision": revision})
+            value = _value(body)
             revision = await self._keys.put(key, value, expected=expected, deadline_s=WRITE_S)
         except (KeyConflict, MapFull) as error:
             return _not_done(error)
@@ -80,18 +85,6 @@ class KeyHandlers:
             raise refusal(web.HTTPBadRequest, str(error)) from None
         log.info("key put key=%r bytes=%d revision=%d", key, len(value), revision)
         return web.json_response({"key": key, "revision": revision})
-
-    async def _delete(self, request: web.Request) -> web.Response:
-        key, text = _key(request), request.query.get("revision")
-        expected = None if text is None else _revision(int(text) if text.isascii() and text.isdigit() else text)
-        try:
-            revision = await self._keys.delete(key, expected=expected, deadline_s=WRITE_S)
-        except KeyConflict as error:
-            return _not_done(error)
-        except ValueError as error:
-            raise refusal(web.HTTPBadRequest, str(error)) from None
-        log.info("key deleted key=%r revision=%d", key, revision)
-        return web.json_response({"key": key, "deleted": revision != 0, "revision": revision})
 
 
 def _key(request: web.Request) -> str:
@@ -108,6 +101,8 @@ def _key(request: web.Request) -> str:
 
 def _value(body: JsonObject) -> bytes:
     text, encoded = body.get("value"), body.get("value_base64")
+    if body.get("delete"):
+        text = encoded = None  # one or the other
     if isinstance(text, str) and encoded is None:
         try:
             return text.encode()
@@ -118,7 +113,7 @@ def _value(body: JsonObject) -> bytes:
             return base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             raise refusal(web.HTTPBadRequest, "value_base64 is not base64") from None
-    raise refusal(web.HTTPBadRequest, 'send {"value": text} or {"value_base64": bytes}')
+    raise refusal(web.HTTPBadRequest, 'send {"value": text}, {"value_base64": bytes} or {"delete": true}')
 
 
 def _revision(given: object) -> int | None:

@@ -54,7 +54,7 @@ def put(client: Client, arguments: Namespace) -> int:
     body: Json = {"value_base64": base64.b64encode(value).decode()}
     if arguments.revision is not None:
         body["revision"] = arguments.revision
-    answer = client.request_once("PUT", _path(arguments.key), body)
+    answer = client.request_once("POST", _path(arguments.key), body)
     if answer.status != 200:
         _fail(answer)
     facts = answer.json()
@@ -67,10 +67,10 @@ def put(client: Client, arguments: Namespace) -> int:
 
 def delete(client: Client, arguments: Namespace) -> int:
     """Delete a key, with `--revision` only if it is at that one."""
-    path = _path(arguments.key)
+    body: Json = {"delete": True}
     if arguments.revision is not None:
-        path += "?" + urlencode({"revision": arguments.revision})
-    answer = client.request_once("DELETE", path, {})
+        body["revision"] = arguments.revision
+    answer = client.request_once("POST", _path(arguments.key), body)
     if answer.status != 200:
         _fail(answer)
     facts = answer.json()

@@ -224,6 +224,10 @@ def _parse_variable(text: str, kind: object) -> object:
     """Return the value of a variable: a list is a TOML array, or comma-separated with routes as `domain=URL`."""
     if kind is str:
         return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{text!r} is neither true nor false")
+        return text.lower() == "true"
     if kind in (int, float):
         try:
             return int(text) if kind is int else float(text)

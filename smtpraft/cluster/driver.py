@@ -111,6 +111,7 @@ class Driver:
         self._leader_since = 0.0
         self._disk_reported = False
         self._contact_window_s = 2 * options.election_timeout_ms / 1000
+        self._read_lease_s = options.read_lease_ms / 1000
 
         deliver = self._loop.call_soon_threadsafe
         self.reader = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="smtpraft-read")
@@ -146,8 +147,9 @@ class Driver:
                 heartbeat_ticks=options.heartbeat_ticks,
                 max_append_bytes=options.max_append_bytes,
                 max_inflight_bytes=options.max_inflight_bytes,
-                max_uncommitted_bytes=options.max_pending_bytes,
-                max_apply_bytes=options.max_pending_bytes,
+                max_uncommitted_bytes=options.max_uncommitted_bytes,
+                max_apply_bytes=options.max_apply_bytes,
+                lease_reads=options.lease_reads,
                 election=options.election,
             ),
             entries,
@@ -156,6 +158,7 @@ class Driver:
             applied,
             random.Random(secrets.randbits(64)),
         )
+        self.core.lease_held = self._read_lease_held
         self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
             entries, wal, machine, self.applier, self.reader, options, forget=self.core.compact
@@ -259,6 +262,11 @@ class Driver:
         if self.core.role is Role.LEADER:
             return now - self.heartbeats.quorum_contact_at(now) <= self._contact_window_s
         return self.core.leader_id != NO_NODE and now - self.heartbeats.leader_contact_at <= self._contact_window_s
+
+    def _read_lease_held(self) -> bool:
+        """As leader: has a majority promised lately to vote for nobody else? By the clock of this moment."""
+        now = monotonic()
+        return now - self.heartbeats.quorum_contact_at(now) < self._read_lease_s
 
     # ---- what the transport tells (Receiver) ------------------------------------------------------------------------
 

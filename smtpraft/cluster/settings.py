@@ -51,6 +51,9 @@ class NodeOptions:
     max_append_bytes: int = 1024 * 1024
     max_inflight_bytes: int = 16 * 1024 * 1024
     max_pending_bytes: int = 128 * 1024 * 1024
+    max_uncommitted_bytes: int = 128 * 1024 * 1024
+    max_apply_bytes: int = 64 * 1024 * 1024
+    lease_reads: bool = False
 
     @property
     def election_ticks(self) -> int:
@@ -61,6 +64,15 @@ class NodeOptions:
     def heartbeat_ticks(self) -> int:
         """Ticks between heartbeats."""
         return max(1, min(self.heartbeat_interval_ms // self.tick_ms, self.election_ticks - 1))
+
+    @property
+    def read_lease_ms(self) -> int:
+        """How long after a heartbeat left, once a majority has answered it, its leader may answer reads by itself.
+
+        Those who answered vote for nobody for `election_ticks`, of which the first and, after a late one, the second
+        can be short. A tenth is left for clocks that do not run at the same rate.
+        """
+        return max(0, self.election_ticks - 2) * self.tick_ms * 9 // 10
 
     @property
     def max_command_bytes(self) -> int:

@@ -32,19 +32,25 @@ class Config:
     pre_vote: bool = True
     check_quorum: bool = True
     lease_reads: bool = False
-    """Answer reads from the leader's lease, without a round of heartbeats. A paused leader may then answer stale."""
+    """Answer reads from the leader's lease, without a round of heartbeats (thesis §6.4.1). All nodes must agree on it.
+
+    Whoever answered a leader's heartbeat votes for nobody for `election_ticks` from then on, and from its start on,
+    whatever it hears of later terms; `RawNode.lease_held` says whether a majority's promises stand. As clocks are not
+    synchronised but only assumed to run at about the same rate, the driver must leave a margin.
+    """
     async_storage: bool = True
     step_down_on_removal: bool = True
     disable_conf_change_validation: bool = False
     election: str = ELECTION_RAFT
     as_reference: bool = False
-    """Do message for message what the reference implementation does, for scenario files. Else three things differ:
+    """Do message for message what the reference implementation does, for scenario files. Else four things differ:
 
     - A candidate does not lead before its own vote is on disk, even if others' votes suffice: after a crash it could
       win the same term again, with another log, and there would be two different entries of one index and term.
     - Answers to vote requests tell what is committed. Without that a membership change can be stuck for ever: the
       candidate does not know that its change is committed; those who know, and have the longer log, may not lead.
     - What one turn has for one peer is joined: appends that continue each other, acknowledgements that include others.
+    - Lease reads look at a lease. The reference trusts any leader: one that was paused, one that has just handed over.
     """
 
     def __post_init__(self) -> None:
@@ -65,5 +71,7 @@ class Config:
             raise ValueError(f"max_inflight_bytes={self.max_inflight_bytes}: less than one message may hold")
         if self.lease_reads and not self.check_quorum:
             raise ValueError("lease_reads needs check_quorum: without it a leader's lease never ends")
+        if self.lease_reads and self.election != ELECTION_RAFT:
+            raise ValueError(f"lease_reads needs election {ELECTION_RAFT!r}: a lease is a promise not to vote")
         if self.election not in {ELECTION_RAFT, ELECTION_LOWEST_ID}:
             raise ValueError(f"election={self.election!r}: must be {ELECTION_RAFT!r} or {ELECTION_LOWEST_ID!r}")

@@ -24,6 +24,7 @@ HEARTBEAT_RESP = MessageType.HEARTBEAT_RESP
 
 def _on_append(raft: Raft, message: Message) -> None:
     raft.election_elapsed = 0
+    raft.promise()
     raft.leader_id = message.sender
     handle_append(raft, message)
 
@@ -110,6 +111,7 @@ def _append_block(raft: Raft, block: bytes, first: int) -> None:
 
 def _on_heartbeat(raft: Raft, message: Message) -> None:
     raft.election_elapsed = 0
+    raft.promise()
     raft.leader_id = message.sender
     handle_heartbeat(raft, message)
 

@@ -311,12 +311,19 @@ def _on_read_index(raft: Raft, message: Message) -> None:
         return
     read = PendingRead(message.sender, message.context, raft.raftlog.commit_index)
     alone = raft.tracker.is_singleton and raft.id in raft.tracker.membership.incoming
-    if alone or raft.config.lease_reads:
+    if alone or _lease_stands(raft):
         _answer_read(raft, read)
         return
     raft.reads.add(read)
     raft.reads.acknowledge(raft.id, raft.reads.heartbeat_context())
     raft.reads_to_confirm = True
+
+
+def _lease_stands(raft: Raft) -> bool:
+    """Can there be no other leader now? Whoever is told to take over is not held up by the others' promises."""
+    if not raft.config.lease_reads:
+        return False
+    return raft.config.as_reference or (not raft.handed_over and raft.lease_held())
 
 
 def _confirm_reads(raft: Raft) -> None:
@@ -379,6 +386,7 @@ def _on_transfer_leader(raft: Raft, message: Message) -> None:
 
 
 def _send_timeout_now(raft: Raft, to: NodeId) -> None:
+    raft.handed_over = True
     raft.send(Message(MessageType.TIMEOUT_NOW, to=to))
 
 

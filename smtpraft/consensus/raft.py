@@ -12,7 +12,7 @@ from random import Random
 from smtpraft.consensus import follower, leader
 from smtpraft.consensus.confchange import ConfChangeV2, Membership
 from smtpraft.consensus.config import ELECTION_RAFT, Config
-from smtpraft.consensus.election import Election, VoteElection
+from smtpraft.consensus.election import TRANSFER, Election, VoteElection
 from smtpraft.consensus.errors import LogLost
 from smtpraft.consensus.lowest_id import LowestIdElection
 from smtpraft.consensus.messages import (
@@ -85,6 +85,12 @@ class Raft:
         """While a received snapshot is not stored: the membership of the state machine, which is still behind it."""
         self.stamp = 0
         self.barred = False
+        self.lease_held: Callable[[], bool] = lambda: False
+        """Does a majority's promise to vote for nobody else stand at this moment? Asked when a lease read comes."""
+        self.promised_ticks = config.election_ticks if config.lease_reads and not config.as_reference else 0
+        """So long this node votes for nobody. From the start on: what it promised before, it does not remember."""
+        self.handed_over = False
+        """In this term somebody was told to take over, and may do so at any time: the lease is void."""
 
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -135,6 +141,7 @@ class Raft:
     def tick(self) -> None:
         """One tick has passed."""
         self.election_elapsed += 1
+        self.promised_ticks = max(0, self.promised_ticks - 1)
         if self.role is Role.LEADER:
             leader.tick(self)
             return
@@ -146,6 +153,8 @@ class Raft:
     def campaign(self, *, transfer: bool = False) -> None:
         """Try to become leader, unless that is not allowed; `transfer`: the leader asked for it."""
         if self.role is Role.LEADER or not self.promotable:
+            return
+        if self.promised_ticks and not transfer and not self.tracker.is_singleton:
             return
         # An unapplied membership might take this node's vote away, or give others one (etcd#7280).
         if self.conf_change_unapplied():
@@ -221,6 +230,7 @@ class Raft:
         self.heartbeat_elapsed = 0
         self.timeout_ticks = self.config.election_ticks + self.random.randrange(self.config.election_ticks)
         self.transferee = NO_NODE
+        self.handed_over = False
         self.pending_conf_index = 0
         self.uncommitted_bytes = 0
         self.reads = ReadOnly()
@@ -285,6 +295,8 @@ class Raft:
 
     def step(self, message: Message) -> None:
         """Take a message in: first what its term says (Raft §5.1), then what it asks."""
+        if self.promised_ticks and message.type in (VOTE, PRE_VOTE) and message.context != TRANSFER:
+            return  # It belongs to a leader's lease. Stickiness does not suffice: with a later term it is forgotten.
         if message.term and message.term != self.term:
             if message.term > self.term:
                 if not self._step_higher(message):
@@ -299,6 +311,11 @@ class Raft:
         handler = self.handlers.get(kind)
         if handler is not None:
             handler(self, message)
+
+    def promise(self) -> None:
+        """A leader was heard of: with leases, vote for nobody for an election timeout."""
+        if self.config.lease_reads and not self.config.as_reference:
+            self.promised_ticks = self.config.election_ticks
 
     def _step_higher(self, message: Message) -> bool:
         """A later term; return False if the message is to be ignored."""

@@ -174,6 +174,15 @@ class RawNode:
         self.raft.barred = barred
 
     @property
+    def lease_held(self) -> Callable[[], bool]:
+        """With lease reads: what says whether promises of a majority, asked for by this leader, stand right now."""
+        return self.raft.lease_held
+
+    @lease_held.setter
+    def lease_held(self, lease_held: Callable[[], bool]) -> None:
+        self.raft.lease_held = lease_held
+
+    @property
     def term(self) -> int:
         """The current term."""
         return self.raft.term

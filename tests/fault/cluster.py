@@ -44,6 +44,7 @@ class Cluster(DemoCluster):
     def __init__(self, directory: Path, ports: Sequence[int], count: int, settings: Mapping[str, str]) -> None:
         """`settings` by the names of environment variables without `SMTPRAFT_`: `DELIVERY__RETRY_S`."""
         super().__init__(directory, count, ports[0], ports[1 : 1 + 3 * count])
+        self.spare_ports = ports[1 + 3 * count :]
         self._environ |= {f"SMTPRAFT_{name}": value for name, value in settings.items()}
         self.digests: defaultdict[int, dict[str, str]] = defaultdict(dict)
 

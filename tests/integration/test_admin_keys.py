@@ -127,19 +127,21 @@ async def test_any_bytes_are_a_value(house: House, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("method", "path", "body", "text"),
     [
-        ("PUT", "/v1/kv/k", {}, "value_base64"),
-        ("PUT", "/v1/kv/k", {"value": "a", "value_base64": "YQ=="}, "value_base64"),
-        ("PUT", "/v1/kv/k", {"value": 1}, "value_base64"),
-        ("PUT", "/v1/kv/k", {"value": "\ud800"}, "no Unicode text"),
-        ("PUT", "/v1/kv/k", {"value_base64": "%%"}, "not base64"),
-        ("PUT", "/v1/kv/k", {"value": "a", "revision": "1"}, "revision must be"),
-        ("PUT", "/v1/kv/k", {"value": "a", "revision": -1}, "revision must be"),
-        ("PUT", "/v1/kv/k", {"value": "a", "revision": True}, "revision must be"),
-        ("PUT", "/v1/kv/k", {"value": "a" * 65_537}, "at most 65536"),
-        ("PUT", "/v1/kv/" + "k" * 513, {"value": "a"}, "1 to 512 bytes"),
-        ("PUT", "/v1/kv/a%00b", {"value": "a"}, "control characters"),
-        ("PUT", "/v1/kv/%ff", {"value": "a"}, "UTF-8"),
-        ("DELETE", "/v1/kv/k?revision=x", {}, "revision must be"),
+        ("POST", "/v1/kv/k", {}, "value_base64"),
+        ("POST", "/v1/kv/k", {"value": "a", "value_base64": "YQ=="}, "value_base64"),
+        ("POST", "/v1/kv/k", {"value": 1}, "value_base64"),
+        ("POST", "/v1/kv/k", {"value": "\ud800"}, "no Unicode text"),
+        ("POST", "/v1/kv/k", {"value_base64": "%%"}, "not base64"),
+        ("POST", "/v1/kv/k", {"value": "a", "revision": "1"}, "revision must be"),
+        ("POST", "/v1/kv/k", {"value": "a", "revision": -1}, "revision must be"),
+        ("POST", "/v1/kv/k", {"value": "a", "revision": True}, "revision must be"),
+        ("POST", "/v1/kv/k", {"value": "a" * 65_537}, "at most 65536"),
+        ("POST", "/v1/kv/" + "k" * 513, {"value": "a"}, "1 to 512 bytes"),
+        ("POST", "/v1/kv/a%00b", {"value": "a"}, "control characters"),
+        ("POST", "/v1/kv/%ff", {"value": "a"}, "UTF-8"),
+        ("POST", "/v1/kv/k", {"delete": True, "revision": "x"}, "revision must be"),
+        ("POST", "/v1/kv/k", {"delete": True, "value": "a"}, "or {"),
+        ("POST", "/v1/kv/k", {"delete": 1}, "or {"),
         ("GET", "/v1/kv?limit=0", None, "limit must be"),
         ("GET", "/v1/kv?limit=²", None, "limit must be"),
         ("GET", "/v1/kv/a%0Ab", None, "control characters"),
@@ -153,23 +155,26 @@ async def test_a_bad_request_says_what_to_send(house: House, method: str, path: 
 
 
 async def test_a_conflict_is_told_to_programs(house: House) -> None:
-    status, written = await house.ask("PUT", "/v1/kv/k", {"value": "a", "revision": 0})
+    status, written = await house.ask("POST", "/v1/kv/k", {"value": "a", "revision": 0})
     assert status == 200
-    status, answer = await house.ask("PUT", "/v1/kv/k", {"value": "b", "revision": 0})
+    status, answer = await house.ask("POST", "/v1/kv/k", {"value": "b", "revision": 0})
     assert (status, answer["code"], answer["revision"]) == (409, "conflict", written["revision"])
-    status, answer = await house.ask("DELETE", f"/v1/kv/k?revision={written['revision'] + 1}", {})
+    later = written["revision"] + 1
+    status, answer = await house.ask("POST", "/v1/kv/k", {"delete": True, "revision": later})
     assert (status, answer["code"], answer["revision"]) == (409, "conflict", written["revision"])
 
 
 async def test_what_changes_a_key_needs_a_token_or_json(house: House, tmp_path: Path) -> None:
     """A web page in an operator's browser cannot send JSON to another origin without asking."""
-    assert (await house.ask("DELETE", "/v1/kv/k"))[0] == 415
+    assert (await house.ask("POST", "/v1/kv/k"))[0] == 415
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert (await house.ask(method, "/v1/kv/k", {"value": "a"}))[0] == 405, "these would be repeated by themselves"
     other = tmp_path / "other"
     other.mkdir()
     guarded = House(other, token=b"0123456789abcdef")
     await guarded.admin.start()
     try:
-        for method in ("GET", "PUT", "DELETE"):
+        for method in ("GET", "POST"):
             assert (await guarded.ask(method, "/v1/kv/k", {}))[0] == 401
         assert (await guarded.ask("GET", "/v1/kv"))[0] == 401
     finally:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from smtpraft.cli.daemon import node_options
 from smtpraft.cli.settings import SECTIONS, load
-from smtpraft.config import Address, Config, ConfigError, find_problems, find_warnings, parse_address
+from smtpraft.cluster.settings import NodeOptions
+from smtpraft.config import Address, ClusterSettings, Config, ConfigError, find_problems, find_warnings, parse_address
 
 
 def write(directory: Path, text: str) -> str:
@@ -138,6 +141,12 @@ def test_a_missing_file_is_told() -> None:
         ('[smtp]\nlisten = ["25"]\n', "write host:port"),
         ("[smtp]\nlisten = []\n", "must name at least one address"),
         ('[smtp]\nrelay_networks = ["10.0.0.1/8"]\n', "has host bits set"),
+        (
+            "[cluster]\nmax_inflight_bytes = 1048576\nmax_append_bytes = 2097152\n",
+            "must be at least max_append_bytes, 2097152",
+        ),
+        ("[cluster]\nmax_apply_bytes = 1\n", "must be 1048576 to"),
+        ("[cluster]\nmax_uncommitted_bytes = 1\n", "must be 1048576 to"),
         ("[smtp]\nmax_inflight_bytes = 1048576\n", "must be at least smtp.max_message_bytes"),
         ('[delivery]\nroutes = [{ domain = "*", to = "smpt://x" }]\n', "route to 'smpt://x'"),
         ("[delivery]\nretry_s = []\n", "must be a list of waits"),
@@ -257,3 +266,30 @@ def test_the_manual_lists_every_setting_with_its_default() -> None:
             assert line, f"docs/configuration.md does not list {section}.{key}"
             shown = line.split("|")[2].strip().strip("`")
             assert msgspec.toml.decode(f"value = {shown}".encode())["value"] == value, line
+
+
+def test_a_lease_is_a_promise_not_to_vote(tmp_path: Path) -> None:
+    told = problems_of(tmp_path, '[cluster]\nelection = "lowest-id"\nlease_reads = true\n')
+    assert any("lease_reads" in line and 'needs election = "raft"' in line for line in told)
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
+def test_the_environment_says_yes_and_no(text: str, value: bool) -> None:
+    assert load(None, {"SMTPRAFT_CLUSTER__LEASE_READS": text}).config.cluster.lease_reads is value
+    with pytest.raises(ConfigError, match="'maybe' is neither true nor false"):
+        load(None, {"SMTPRAFT_CLUSTER__LEASE_READS": "maybe"})
+
+
+def test_every_setting_of_the_cluster_reaches_the_node() -> None:
+    """By name: one that is missing there would be a setting without effect."""
+    told_otherwise = {"name", "listen", "peers", "secret_file"}
+    assert set(ClusterSettings.__struct_fields__) - told_otherwise <= set(NodeOptions.__dataclass_fields__)
+    options = node_options(load(None, {"SMTPRAFT_CLUSTER__MAX_APPLY_BYTES": "2097152"}).config, None)
+    assert (options.max_apply_bytes, options.lease_reads) == (2 * 1024 * 1024, False)
+
+
+def test_a_read_lease_ends_before_anybody_may_vote_again() -> None:
+    """Fifteen ticks of 10 ms, of which two may be short, and a tenth for clocks that differ."""
+    options = node_options(load(None, {}).config, None)
+    assert options.read_lease_ms == 117
+    assert dataclasses.replace(options, election_timeout_ms=20).read_lease_ms == 0

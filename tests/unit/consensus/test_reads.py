@@ -147,14 +147,102 @@ def test_answers_with_numbers_never_sent_confirm_nothing() -> None:
     assert solo.read_states == []
 
 
-def test_lease_reads_skip_the_round() -> None:
+def leased(held: bool = True) -> Solo:
+    """A leader with lease reads whose followers' promises stand, or do not."""
     solo = Solo(lease_reads=True)
+    for _ in range(10):
+        solo.core.tick()
     solo.lead_committed()
+    solo.core.lease_held = lambda: held
+    return solo
+
+
+def test_lease_reads_skip_the_round() -> None:
+    solo = leased()
     solo.core.read_index(b"a")
     assert of_type(solo.outputs(), HEARTBEAT) == []
     assert solo.read_states == [ReadState(1, b"a")]
+    solo.receive(MessageType.READ_INDEX, N3, term=0, context=b"b")
+    (answer,) = of_type(solo.outputs(), MessageType.READ_INDEX_RESP)
+    assert (answer.to, answer.index, answer.context) == (N3, 1, b"b")
+
+
+def test_without_a_lease_at_the_moment_of_the_read_a_round_is_made() -> None:
+    """tikv#10011: the lease is looked at, then the process is paused, then it answers."""
+    solo = leased()
+    moments = iter([True, False])
+    solo.core.lease_held = lambda: next(moments)
+    solo.core.read_index(b"a")
+    solo.core.read_index(b"b")
+    (beat, _) = of_type(solo.outputs(), HEARTBEAT)
+    assert solo.read_states == [ReadState(1, b"a")]
+    solo.receive(HEARTBEAT_RESP, N2, context=beat.context)
+    solo.outputs()
+    assert solo.read_states == [ReadState(1, b"a"), ReadState(1, b"b")]
+
+
+def test_whoever_was_told_to_take_over_voids_the_lease() -> None:
+    """No promise holds a transfer up; and when the leader gives it up, the message may still be on its way."""
+    solo = leased()
+    solo.ack(1, N2)
+    solo.core.transfer_leader(N2)
+    assert of_type(solo.outputs(), MessageType.TIMEOUT_NOW)
+    for _ in range(3):
+        for _ in range(5):
+            solo.core.tick()
+        solo.receive(HEARTBEAT_RESP, N2)
+        solo.receive(HEARTBEAT_RESP, N3)
+    assert solo.core.raft.transferee == "", "given up"
+    solo.outputs()
+    solo.core.read_index(b"a")
+    solo.outputs()
+    assert solo.read_states == []
 
 
 def test_lease_reads_need_a_lease() -> None:
     with pytest.raises(ValueError, match="lease_reads"):
         Solo(lease_reads=True, check_quorum=False)
+    with pytest.raises(ValueError, match="lease_reads"):
+        Solo(lease_reads=True, election="lowest-id")
+
+
+def asked(solo: Solo, kind: MessageType, term: int, context: bytes = b"") -> list[bool]:
+    """Ask for the vote with the newest log there could be; return the answers: granted or not."""
+    solo.receive(kind, N3, term=term, log_term=99, index=99, context=context)
+    solo.outputs()
+    response = MessageType.VOTE_RESP if kind is MessageType.VOTE else MessageType.PRE_VOTE_RESP
+    return [not answer.reject for answer in of_type(solo.store(), response)]
+
+
+@pytest.mark.parametrize("heard", [HEARTBEAT, MessageType.APP])
+def test_who_answered_a_leader_votes_for_nobody_until_its_lease_is_over(heard: MessageType) -> None:
+    """Not even when it hears of a later term from a third node, which lets stickiness forget its leader."""
+    solo = Solo(lease_reads=True)
+    for _ in range(10):
+        solo.core.tick()
+    solo.receive(heard, N2, term=1)
+    for _ in range(9):
+        solo.core.tick()
+        assert asked(solo, MessageType.VOTE, 2) == []
+    solo.receive(MessageType.PRE_VOTE_RESP, N3, term=5, reject=True)
+    assert (solo.core.term, solo.core.leader_id) == (5, "")
+    assert asked(solo, MessageType.PRE_VOTE, 6) == []
+    assert asked(solo, MessageType.VOTE, 5) == []
+    assert asked(solo, MessageType.VOTE, 6) == []
+    solo.core.tick()
+    assert asked(solo, MessageType.VOTE, 6) == [True]
+
+
+def test_a_transfer_needs_no_end_of_the_lease() -> None:
+    solo = Solo(lease_reads=True)
+    solo.receive(HEARTBEAT, N2, term=1)
+    assert asked(solo, MessageType.VOTE, 2, b"CampaignTransfer") == [True]
+
+
+def test_a_node_that_has_just_started_may_have_promised_something() -> None:
+    solo = Solo(lease_reads=True)
+    assert asked(solo, MessageType.VOTE, 2) == []
+    for _ in range(10):
+        solo.core.tick()
+    assert asked(solo, MessageType.VOTE, 2) == [True]
+    assert asked(Solo(), MessageType.VOTE, 2) == [True], "without lease reads it has not"
