@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import pathlib
 import sqlite3
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ class KeyValue:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.db = sqlite3.connect(":memory:")  # until it is opened
 
     def open(self) -> Applied:
         self.db = sqlite3.connect(self.path, check_same_thread=False)
@@ -48,6 +52,21 @@ class KeyValue:
         return int(row[0]) if row else 0
 
     def before_compaction(self, to_index: int) -> None: ...  # nothing of ours is only in the log
+    def write_snapshot(self, path: str) -> Applied:  # beside `apply`, on another thread: so on another connection
+        with contextlib.closing(sqlite3.connect(self.path)) as db:
+            db.execute("VACUUM INTO ?", (path,))
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            return Applied(*copy.execute("SELECT i, notes FROM applied").fetchone())
+
+    def install_snapshot(self, path: str) -> None:
+        self.close()
+        for old in (self.path + "-wal", self.path + "-shm"):
+            pathlib.Path(old).unlink(missing_ok=True)  # or they would be taken for the new file's
+        os.replace(path, self.path)
+        folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        os.fsync(folder)  # a new name is only safe once its folder is synced
+        os.close(folder)
+
     def digest(self) -> tuple[int, int]:
         return (0, 0)  # no digests: nodes are not compared
 

@@ -43,6 +43,13 @@ class Appends:
 
         A commit index that moved alone is not worth a write: it is learnt again from the leader, and from the machine.
         """
+        snapshot = message.snapshot
+        if snapshot is not None:
+            # The log on disk is restarted behind it first. Of what is still being written before that, nothing will
+            # count, and this write says when the restart is done.
+            must_sync = True
+            self.durable_index = min(self.durable_index, snapshot.index)
+            self._writing = deque(0 for _ in self._writing)
         if not must_sync and not self._under_way:
             return None
         self._under_way += 1
@@ -67,6 +74,8 @@ class Appends:
 
     def finished(self, message: Message) -> Sequence[Message]:
         """Return what may be said now that `message`, and every one before it, is on the disk."""
+        if message.snapshot is not None:
+            self.durable_index = max(self.durable_index, message.snapshot.index)
         if message.entries:
             self.durable_index = max(self.durable_index, self._writing.popleft())
         return message.responses

@@ -21,6 +21,7 @@ from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, NoRoom, Skipped, StateMachine
 from smtpraft.cluster.members import Changed, Members
 from smtpraft.cluster.sessions import Sessions
+from smtpraft.errors import Fatal, Stopped
 from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Result:
     digest: tuple[int, int] = (0, 0)
     changes: list[Changed] = field(default_factory=list)
     """What was done to the members, in order."""
+    overtaken: tuple[int, int, frozenset[int]] | None = None
+    """A snapshot took the place of entries: (session, done_below, done) of this node in it; session 0: none is open."""
 
 
 class _Closing(Exception):
@@ -144,9 +147,31 @@ class Applier:
             future.set_result(result)
 
         with self._wake:
+            if self._closing:
+                future.set_exception(Stopped("the node is stopping"))
+                return future
             self._work.append(call)
             self._wake.notify()
         return future
+
+    def install(self, path: str) -> None:
+        """On the apply thread: replace the machine's state by the snapshot in the file `path`, and tell the loop."""
+        self._machine.install_snapshot(path)
+        applied = self._machine.open()
+        self._sessions = Sessions.decode(applied.notes)
+        self.applied_index = applied.index
+        result = Result(applied.index, applied.index, nodes_changed=True, digest=self._machine.digest())
+        result.open_sessions = self._sessions.open_sessions()
+        members = self._sessions.members
+        if members.founded:
+            result.changes = [Changed(members.index, None, members.conf_state, dict(members.by_id))]
+        own = self._sessions.of_node(self._node)
+        if own is None:
+            result.overtaken = (0, 0, frozenset())
+        else:
+            result.opened = (own.id, own.nonce)
+            result.overtaken = (own.id, own.done_below, frozenset(own.done))
+        self._deliver(lambda: self._on_result(result))
 
     def close(self) -> None:
         """Finish what was submitted, close the machine, end the thread."""
@@ -271,3 +296,17 @@ class Applier:
                     if len(payload) == envelope.CANCEL_BYTES and payload[0] == envelope.CANCEL:
                         result.cancelled.append(envelope.decode_cancel(payload))
             items.append(item)
+
+
+def check_one_run(entries: fastlog.Log, applied: int) -> None:
+    """Check that a state machine that has applied `applied` goes with the log.
+
+    Raises:
+        Fatal: it does not.
+    """
+    if not entries.prev_index <= applied <= entries.last_index:
+        raise Fatal(
+            f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
+            f"{entries.last_index}: they are not of one run. "
+            "Restore both; never start this node with an empty directory, it would vote anew on what it promised"
+        )

@@ -1,9 +1,10 @@
-"""When and how far the log is cut: behind what the state machine has made durable, and never past what a node still
-needs.
+"""When and how far the log is cut: behind what the state machine has made durable, and not past what a member that is
+there can still use, within bounds. Whoever comes later gets a snapshot.
 
 After `snapshot_threshold` entries (or `snapshot_threshold_bytes`) beyond the `max_log_entries` that are kept for slow
 followers, the machine copies what it still needs of the oldest entries and syncs itself; only then does the log forget
-them. It goes in steps, so that no step holds the apply thread up for long.
+them. It goes in steps, so that no step holds the apply thread up for long. While a snapshot is being made nothing is
+forgotten: what it needs may be nowhere else.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from smtpraft import fastlog
 from smtpraft.cluster.applier import Applier
 from smtpraft.cluster.machine import StateMachine
 from smtpraft.cluster.settings import NodeOptions
+from smtpraft.cluster.snapshots import Snapshots
 from smtpraft.storage import Wal
 
 log = logging.getLogger(__name__)
 
 STEP_ENTRIES: Final = 5_000
+HELD_FACTOR: Final = 4
+"""A member that is there but slow is waited for until so many times the usual size of the log are kept for it."""
 HELD_INTERVAL_S: Final = 60.0
 
 
@@ -38,6 +42,7 @@ class Compaction:
         applier: Applier,
         files: Executor,
         options: NodeOptions,
+        snapshots: Snapshots,
         *,
         forget: Callable[[int], None],
     ) -> None:
@@ -49,13 +54,16 @@ class Compaction:
         self._applier = applier
         self._files = files
         self._options = options
+        self._snapshots = snapshots
         self._running = False
         self._say_at = 0.0
         self.compacted_entries = 0
 
     def consider(self, retain_index: int, on_failure: Callable[[BaseException], None]) -> None:
-        """Start a step if one is due. `retain_index` is the last index that no node needs from this log."""
-        if self._running:
+        """Start a step if one is due. `retain_index` is the last index that no node needs from this log, of those that
+        are there.
+        """
+        if self._running or self._snapshots.frozen:
             return
         to_index = self._target(retain_index)
         if to_index <= self._log.prev_index:
@@ -87,7 +95,8 @@ class Compaction:
         else:
             return 0
         wanted = applied - keep
-        self._held(wanted, retain_index)
+        if retain_index < wanted and self._held_too_much(wanted, max(retain_index, entries.prev_index)):
+            retain_index = wanted
         to_index = min(wanted, retain_index, entries.prev_index + STEP_ENTRIES)
         # Behind a follower that catches up the floor rises with every answer: many small steps would cost a sync each.
         least = min(self._options.snapshot_threshold // 5, STEP_ENTRIES)
@@ -95,17 +104,26 @@ class Compaction:
             return 0
         return to_index
 
-    def _held(self, wanted: int, retain_index: int) -> None:
-        """Say now and then that a member that is away makes this log grow."""
-        size_bytes = self._log.size_bytes(self._log.first_index, max(wanted, self._log.prev_index))
+    def _held_too_much(self, wanted: int, retain_index: int) -> bool:
+        """Is what is kept for members that are behind beyond all measure? Then they will need a snapshot."""
+        if retain_index >= wanted:
+            return False
+        size_bytes = self._log.size_bytes(retain_index + 1, wanted)
+        options = self._options
+        too_much = (
+            size_bytes > HELD_FACTOR * options.snapshot_threshold_bytes
+            or wanted - retain_index > HELD_FACTOR * (options.max_log_entries + options.snapshot_threshold)
+        )
         now = monotonic()
-        if retain_index < wanted and size_bytes > self._options.snapshot_threshold_bytes and now >= self._say_at:
+        if too_much and now >= self._say_at:
             self._say_at = now + HELD_INTERVAL_S
             log.warning(
-                "log grows bytes=%d reason='a member lacks what follows index %d, and the log is kept for it'",
+                "log cut before a slow member had it bytes=%d reason='it lacks what follows index %d, and will need a "
+                "snapshot'",
                 size_bytes,
                 retain_index,
             )
+        return too_much
 
     def _prepare(self, to_index: int) -> int:
         """On the apply thread: save what is still needed, sync it, say how far that is safe."""
@@ -114,7 +132,7 @@ class Compaction:
 
     def _cut(self, to_index: int, on_failure: Callable[[BaseException], None]) -> None:
         self._running = False
-        if to_index <= self._log.prev_index:
+        if to_index <= self._log.prev_index or self._snapshots.frozen:
             return
         try:
             self.compacted_entries += to_index - self._log.prev_index

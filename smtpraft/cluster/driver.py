@@ -25,10 +25,10 @@ from time import monotonic
 from typing import Final
 
 from smtpraft import fastlog
-from smtpraft.cluster import envelope, wire
+from smtpraft.cluster import envelope, retention, wire
 from smtpraft.cluster.admission import Admission, first_members
 from smtpraft.cluster.appends import Appends
-from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.applier import Applier, Batch, Result, check_one_run
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
 from smtpraft.cluster.founding import FRAME_FOUNDING
@@ -39,9 +39,11 @@ from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.reads import Reads
 from smtpraft.cluster.roster import Roster
 from smtpraft.cluster.settings import NodeOptions
+from smtpraft.cluster.snapshot_files import SnapshotFiles
+from smtpraft.cluster.snapshot_format import SNAPSHOT_FRAMES
+from smtpraft.cluster.snapshots import Snapshots
 from smtpraft.cluster.steward import Steward
 from smtpraft.cluster.transport import Transport
-from smtpraft.consensus import Config as CoreConfig
 from smtpraft.consensus import HardState as CoreHardState
 from smtpraft.consensus import (
     InvalidMessage,
@@ -54,7 +56,7 @@ from smtpraft.consensus import (
     Role,
 )
 from smtpraft.consensus.messages import APPEND_THREAD, APPLY_THREAD
-from smtpraft.errors import Fatal, Stopped
+from smtpraft.errors import Stopped
 from smtpraft.storage import HardState, Identity, Standing, Wal, WalWriter
 from smtpraft.types import NO_NODE, NodeId
 
@@ -76,6 +78,7 @@ class Driver:
         stored: HardState,
         identity: Identity,
         failed: asyncio.Future[BaseException],
+        snapshot_files: SnapshotFiles,
     ) -> None:
         """Open the state machine and put the parts together.
 
@@ -94,19 +97,16 @@ class Driver:
         self.proposals = Proposals(self.id, max_pending_bytes=options.max_pending_bytes)
         self.reads = Reads(secrets.token_bytes(8))
         self._loop = asyncio.get_running_loop()
-        self._running = False
+        self._running = self._turning = self._turn_wanted = False
         self._clock = StampClock()
         self._forwarded: list[tuple[int, bytes]] = []
-        self._turning = False
-        self._turn_wanted = False
         self._turned: asyncio.Future[None] | None = None
         self._applying: deque[Message] = deque()
         self._role = Role.FOLLOWER
         self._leader = NO_NODE
         self._newest_stamp = 0
         self._tick_handle: asyncio.TimerHandle | None = None
-        self._next_tick = 0.0
-        self._next_sweep = 0.0
+        self._next_tick = self._next_sweep = 0.0
         self._leader_started_index = 0
         self._leader_since = 0.0
         self._disk_reported = False
@@ -125,12 +125,7 @@ class Driver:
             read_entries=self.read_entries_blocking,
         )
         applied, sessions = self.applier.open()
-        if not entries.prev_index <= applied <= entries.last_index:
-            raise Fatal(
-                f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
-                f"{entries.last_index}: they are not of one run. "
-                "Restore both; never start this node with an empty directory, it would vote anew on what it promised"
-            )
+        check_one_run(entries, applied)
         conf_state, members = first_members(options, identity.facts, self.applier.members)
         self.heartbeats = Heartbeats(
             self.id,
@@ -140,28 +135,20 @@ class Driver:
             digest_at=machine.digest_at,
         )
         self.heartbeats.sessions = sessions
+        self.snapshots = Snapshots(snapshot_files, machine, self.applier, entries, wal, self.writer, options, self)
         self.core = RawNode(
-            CoreConfig(
-                id=self.id,
-                election_ticks=options.election_ticks,
-                heartbeat_ticks=options.heartbeat_ticks,
-                max_append_bytes=options.max_append_bytes,
-                max_inflight_bytes=options.max_inflight_bytes,
-                max_uncommitted_bytes=options.max_uncommitted_bytes,
-                max_apply_bytes=options.max_apply_bytes,
-                lease_reads=options.lease_reads,
-                election=options.election,
-            ),
+            options.core_config,
             entries,
             conf_state,
             CoreHardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), entries.last_index)),
             applied,
             random.Random(secrets.randbits(64)),
+            self.snapshots.provide,
         )
         self.core.lease_held = self._read_lease_held
         self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
-            entries, wal, machine, self.applier, self.reader, options, forget=self.core.compact
+            entries, wal, machine, self.applier, self.reader, options, self.snapshots, forget=self.core.compact
         )
         self.transport = Transport(
             node_id=self.id,
@@ -196,6 +183,7 @@ class Driver:
 
     async def start(self) -> None:
         """Open the port, start the clock, ask for a session."""
+        self.snapshots.start(self.core, self.transport)
         if self.roster.has_others or self.options.join or self.options.secret is not None:
             await self.transport.start()
         self.proposals.open_wanted()
@@ -211,10 +199,9 @@ class Driver:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._nobody_waits()
-        if self._turned is not None:
-            self._turned.set_result(None)
-            self._turned = None
+        self._tell_turned()
         self._outbound.close()
+        await self.snapshots.close()
         await self.transport.close()
         await asyncio.to_thread(self.applier.close)
         await asyncio.to_thread(self.writer.close)
@@ -230,6 +217,11 @@ class Driver:
         if self._turned is None:
             self._turned = self._loop.create_future()
         return self._turned
+
+    def _tell_turned(self) -> None:
+        if self._turned is not None:
+            self._turned.set_result(None)
+            self._turned = None
 
     # ---- facts ------------------------------------------------------------------------------------------------------
 
@@ -342,9 +334,7 @@ class Driver:
             self.fail(error)
         finally:
             self._turning = False
-            if self._turned is not None:
-                self._turned.set_result(None)
-                self._turned = None
+            self._tell_turned()
 
     def _propose(self) -> None:
         """Hand proposals to the leader, be it this node: all that gathered in one batch."""
@@ -381,6 +371,8 @@ class Driver:
 
     def _store(self, message: Message, must_sync: bool) -> None:
         """Hand a STORAGE_APPEND to the WAL thread. Its responses leave when it, and all before it, is durable."""
+        if message.snapshot is not None:
+            self.snapshots.install(message.snapshot)
         write = self._appends.take(message, must_sync)
         if write is None:
             self._stored(message)
@@ -417,6 +409,8 @@ class Driver:
     def _take_result(self, result: Result) -> None:
         self._newest_stamp = max(self._newest_stamp, result.stamp)
         self.heartbeats.digest = result.digest
+        if result.overtaken is not None:
+            self.proposals.overtaken(*result.overtaken)
         # First what was said in the session that this node knew, then its end, then the next one: if a late repeat of
         # the same OPEN has begun that, nothing of the old one may be said again in it.
         for session, seq, answer in result.mine:
@@ -446,22 +440,25 @@ class Driver:
                 continue  # this node is nobody yet: it has no vote, and nothing to answer
             elif kind == fastlog.FRAME_HEARTBEAT:
                 message, accepted = self.heartbeats.decode(peer, head)
-                self._step(message)
+                self.step(message)
                 if self.core.leader_id == peer and self.core.term == message.term:
                     accepted(monotonic())
             elif kind == fastlog.FRAME_HEARTBEAT_RESPONSE:
                 term = self.core.term if self.core.role is Role.LEADER else 0
-                self._step(self.heartbeats.decode_response(peer, head, term, monotonic()))
+                self.step(self.heartbeats.decode_response(peer, head, term, monotonic()))
+            elif kind in SNAPSHOT_FRAMES:
+                self.snapshots.received(peer, kind, head, tail)
             else:
                 message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
                 if message.type is MessageType.PROP:
                     self._forwarded.extend(message.payloads)
                     continue
-                self._step(message)
+                self.step(message)
                 if message.type is MessageType.APP and self.core.leader_id == peer:
                     self.heartbeats.leader_contact_at = monotonic()
 
-    def _step(self, message: Message) -> None:
+    def step(self, message: Message) -> None:
+        """Give the core what a peer sent."""
         try:
             self.core.step(message)
         except ProposalDropped:
@@ -481,6 +478,8 @@ class Driver:
                 message, monotonic(), self.applier.applied_index, int(self.writer.oldest_unsynced_age_s() * 1000)
             )
             self.transport.send_control(message.to, frame)
+        elif kind is MessageType.SNAP:
+            self.snapshots.send(message)
         else:
             self._outbound.send(message)
 
@@ -505,6 +504,7 @@ class Driver:
             self.guard(lambda: self._judge_leases(now))
             self.guard(self._judge_disk)
             self.guard(lambda: self.steward.sweep(now))
+            self.snapshots.sweep(now)
 
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""
@@ -554,6 +554,7 @@ class Driver:
             elif self._role is Role.LEADER:
                 self.heartbeats.follow()
                 self.proposals.forget_downs()
+                self.snapshots.sender.stop()
             self._role = core.role
         if core.leader_id != self._leader:
             self._leader = core.leader_id
@@ -572,9 +573,7 @@ class Driver:
             self.failed.set_result(error)
             self.heartbeats.holder.give_up()
             self._nobody_waits()
-            if self._turned is not None:
-                self._turned.set_result(None)
-                self._turned = None
+            self._tell_turned()
 
     def _failed_elsewhere(self, error: BaseException) -> None:
         """As `fail`, from any thread."""
@@ -587,8 +586,11 @@ class Driver:
     # ---- small things -----------------------------------------------------------------------------------------------
 
     def _retain_index(self) -> int:
-        """Return the index up to which no node needs the log; a follower knows it from its leader."""
+        """Return the index up to which no node that is there needs the log; a follower knows it from its leader."""
         if self.core.role is not Role.LEADER:
             return min(self.heartbeats.retain_index, self.durable_index)
-        progress = self.core.status().progress
-        return min(row.match_index for row in progress.values())
+        now = monotonic()
+        last_words = self.heartbeats.contact_at if now - self._leader_since > retention.PRESENT_S else lambda _: now
+        return retention.retain_index(
+            self.core, last_words, now, self.entries.prev_index, self.snapshots.hold_index(now)
+        )

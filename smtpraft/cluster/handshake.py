@@ -72,12 +72,17 @@ _AUTH_HMAC: Final = 1
 
 
 class Channel(enum.IntEnum):
-    """What a connection is for. A node dials each peer once for each."""
+    """What a connection is for. A node keeps one of the first two to each peer."""
 
     CONTROL = 0
     """Heartbeats and other small frames that must never wait behind bulk."""
     BULK = 1
     """Everything else."""
+    SNAPSHOT = 2
+    """One snapshot; dialled for it, and closed after it."""
+
+
+KEPT_CHANNELS: Final = (Channel.CONTROL, Channel.BULK)
 
 
 class Kind(enum.IntEnum):

@@ -41,7 +41,7 @@ class Heartbeats:
         """Every node's open session as far as this node has applied the log."""
         self.digest: tuple[int, int] = (0, 0)
         self.retain_index = 0
-        """As follower: below this the leader knows that no node needs the log."""
+        """As follower: below this no node that the leader hears of needs the log."""
         self.disk_lag_ms: dict[NodeId, int] = {}
         self.applied: dict[NodeId, int] = {}
         self.round_trip_s: dict[NodeId, float] = {}
@@ -73,6 +73,10 @@ class Heartbeats:
             for nodes in self._voter_sets
         ]
         return min(latest, default=0) / 1e6
+
+    def contact_at(self, node: NodeId) -> float:
+        """As leader: when the newest heartbeat left that `node` has answered; 0 if none."""
+        return self._contact_at.get(node, 0.0)
 
     def encode(self, message: Message, now: float, retain_index: int, may_grant: bool) -> bytes:
         """Return the frame of the core's HEARTBEAT `message` to one peer."""
@@ -109,7 +113,7 @@ class Heartbeats:
             self.leader_contact_at = now
             # Sent back to whose clock it is: two leaders, of two terms, may be answered in one turn.
             self._sent_us[sender] = sent_us
-            self.retain_index = max(self.retain_index, retain_index)
+            self.retain_index = retain_index
             if nonce:
                 self.holder.granted(nonce, session)
             self._compare(sender, digest_index, digest)

@@ -11,7 +11,7 @@ from typing import Final
 
 from smtpraft.cluster.addresses import Peer
 from smtpraft.cluster.connection import Connection
-from smtpraft.cluster.handshake import Channel
+from smtpraft.cluster.handshake import KEPT_CHANNELS, Channel
 
 LOG_INTERVAL_S: Final = 30.0
 _LOG_KEYS_MAX: Final = 256
@@ -72,7 +72,7 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        return len(self.outgoing) == len(Channel)
+        return all(channel in self.outgoing for channel in KEPT_CHANNELS)
 
     def connections(self) -> list[Connection]:
         return [*self.outgoing.values(), *self.incoming.values()]
@@ -90,7 +90,7 @@ class Link:
         return PeerStats(
             connected=self.connected,
             connected_since=self.connected_since,
-            incoming=len(self.incoming),
+            incoming=sum(channel in self.incoming for channel in KEPT_CHANNELS),
             incarnation=self.incarnation,
             sent_bytes=self.sent_bytes + sum(connection.sent_bytes for connection in live),
             sent_frames=self.sent_frames + sum(connection.sent_frames for connection in live),
@@ -99,7 +99,7 @@ class Link:
             unsent_frames=self.unsent_frames,
             buffered_bytes=sum(connection.buffered_bytes for connection in self.outgoing.values()),
             failures=self.failures,
-            reconnects=max(0, self.established_count - len(Channel)),
+            reconnects=max(0, self.established_count - len(KEPT_CHANNELS)),
             round_trip_s=control.round_trip_s if control is not None else None,
             last_error=self.last_error,
         )

@@ -1,6 +1,7 @@
 """What a replicated state machine must offer to run on a cluster, and what it is given.
 
-All methods are called on one worker thread, never on the event loop and never two at a time.
+All methods but two are called on one worker thread, never on the event loop and never two at a time; `digest_at` and
+`write_snapshot` say so.
 """
 
 from __future__ import annotations
@@ -101,6 +102,20 @@ class StateMachine(Protocol):
 
     def before_compaction(self, to_index: int) -> None:
         """The log is about to forget entries up to `to_index`: copy what is still needed of them. May read entries."""
+
+    def write_snapshot(self, path: str) -> Applied:
+        """Write a whole copy of the state to the new file `path`; return of which index, with its notes.
+
+        Called on a thread of its own, beside `apply`: the copy must be of one moment all the same. The log forgets
+        nothing meanwhile. An SmtpRaftError or OSError says that it cannot be done now.
+        """
+
+    def install_snapshot(self, path: str) -> None:
+        """Put the copy in the file `path` in the place of this state, durably; `open` is called next.
+
+        The machine may be open or not. Rename the file or read it; the caller removes what is left. A crash must leave
+        the old state and the file, or the new state: if the file is still there, this is called again.
+        """
 
     def digest(self) -> tuple[int, int]:
         """Return (index, first 8 bytes of the digest at it) of the newest digest point, or (0, 0).

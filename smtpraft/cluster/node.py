@@ -15,6 +15,8 @@ from smtpraft.cluster import envelope
 from smtpraft.cluster.driver import Driver
 from smtpraft.cluster.machine import StateMachine
 from smtpraft.cluster.settings import NodeOptions
+from smtpraft.cluster.snapshot_files import SnapshotFiles
+from smtpraft.cluster.snapshots import restart_log, resume_install
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.consensus import Role
 from smtpraft.errors import NotReplicated, SmtpRaftError, Stopped
@@ -67,10 +69,13 @@ class Node:
         )
         # A directory keeps the id of its cluster, whatever the list of peers has become since.
         options = self.options = replace(options, cluster_id=self._identity.facts.cluster_id)
+        disk = RealDisk()
+        files = SnapshotFiles(disk, str(data_dir / "snapshot"))
+        pending = await asyncio.to_thread(resume_install, files, self._machine)
         entries = fastlog.Log()
         wal, recovery = await asyncio.to_thread(
             Wal.open,
-            RealDisk(),
+            disk,
             str(data_dir / "wal"),
             cluster_id=options.cluster_id,
             node_id=self.id,
@@ -80,7 +85,10 @@ class Node:
         )
         self._wal = wal
         self._check_standing(entries)
-        self._driver = Driver(options, self._machine, entries, wal, recovery.hard_state, self._identity, self._failed)
+        hard_state = recovery.hard_state
+        if pending is not None:
+            hard_state = await asyncio.to_thread(restart_log, files, wal, entries, hard_state, pending)
+        self._driver = Driver(options, self._machine, entries, wal, hard_state, self._identity, self._failed, files)
         self._started = True
         log.info(
             "started node=%s cluster=%s term=%d last_index=%d applied_index=%d torn_bytes=%d",

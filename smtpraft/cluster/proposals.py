@@ -14,7 +14,7 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -188,6 +188,15 @@ class Proposals:
         """The log applied our command `seq`."""
         if session == self.session and (proposal := self._by_seq.pop(seq, None)) is not None:
             self._finish(proposal, result)
+
+    def overtaken(self, session: int, done_below: int, done: Collection[int]) -> None:
+        """A snapshot stands for entries that this node has not seen; in it our session is `session` (0: none is open),
+        and of that all below `done_below` and those in `done` were applied or cancelled: which, nobody can say.
+        """
+        for seq, proposal in list(self._by_seq.items()):
+            if proposal.handed_out and (session != self.session or seq < done_below or seq in done):
+                del self._by_seq[seq]
+                self._fail(proposal, OutcomeUnknown("this node was behind, and a snapshot does not tell what became"))
 
     def cancelled(self, session: int, seq: int) -> None:
         """The log passed our cancel of `seq`; had the command been applied before, it were resolved by now."""

@@ -57,6 +57,10 @@ class Sessions:
         """Return the id of each node's open session."""
         return {node: session.id for node, session in self._by_node.items()}
 
+    def of_node(self, node: NodeId) -> Session | None:
+        """Return a node's open session."""
+        return self._by_node.get(node)
+
     def admit(self, index: int, term: int, stamp: int, crc: int, payload: bytes) -> Item:
         """Return what the state machine shall be given for a normal entry, and remember it.
 

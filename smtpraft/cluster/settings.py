@@ -10,6 +10,7 @@ from typing import Final
 from smtpraft import fastlog
 from smtpraft.cluster.addresses import Peer
 from smtpraft.cluster.envelope import COMMAND_HEADER_BYTES
+from smtpraft.consensus import Config
 from smtpraft.types import NodeId, node_order
 
 ENTRY_PAYLOAD_BYTES_MAX: Final = 1024 * 1024  # so that no entry holds up a heartbeat for long
@@ -54,6 +55,8 @@ class NodeOptions:
     max_uncommitted_bytes: int = 128 * 1024 * 1024
     max_apply_bytes: int = 64 * 1024 * 1024
     lease_reads: bool = False
+    snapshot_bytes_per_s: int = 64 * 1024 * 1024
+    """Of all snapshots that this node sends, together; 0: as fast as it goes."""
 
     @property
     def election_ticks(self) -> int:
@@ -73,6 +76,21 @@ class NodeOptions:
         can be short. A tenth is left for clocks that do not run at the same rate.
         """
         return max(0, self.election_ticks - 2) * self.tick_ms * 9 // 10
+
+    @property
+    def core_config(self) -> Config:
+        """What the consensus core is told."""
+        return Config(
+            id=self.node_id,
+            election_ticks=self.election_ticks,
+            heartbeat_ticks=self.heartbeat_ticks,
+            max_append_bytes=self.max_append_bytes,
+            max_inflight_bytes=self.max_inflight_bytes,
+            max_uncommitted_bytes=self.max_uncommitted_bytes,
+            max_apply_bytes=self.max_apply_bytes,
+            lease_reads=self.lease_reads,
+            election=self.election,
+        )
 
     @property
     def max_command_bytes(self) -> int:

@@ -3,7 +3,7 @@
     node-1  ── control ─▶  node-2    Each node dials every peer twice and sends on what it dialled; it receives on what
             ── bulk ────▶            it accepted. Control carries heartbeats and other small frames, so that they never
             ◀─ control ──            wait behind bulk, in our buffers or in the kernel's.
-            ◀──── bulk ──
+            ◀──── bulk ──         A snapshot gets a connection of its own, for as long as it takes (`open_channel`).
 
 Refuses: strangers (see `handshake.py`), more than a few connections that have not proven who they are, frames above a
 size, and to buffer without bound: `send` says False instead, and nothing was sent. Frames may be lost when a connection
@@ -24,7 +24,15 @@ from typing import Final, Protocol
 
 from smtpraft.cluster.addresses import Peer, format_address, is_explicit, is_loopback, parse_peer
 from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, Connection
-from smtpraft.cluster.handshake import HANDSHAKE_TIMEOUT_S, Acceptor, Channel, Dialler, Established, Identity
+from smtpraft.cluster.handshake import (
+    HANDSHAKE_TIMEOUT_S,
+    KEPT_CHANNELS,
+    Acceptor,
+    Channel,
+    Dialler,
+    Established,
+    Identity,
+)
 from smtpraft.cluster.link import Link, PeerStats, Quiet
 from smtpraft.config import ConfigError
 from smtpraft.types import NodeId
@@ -240,7 +248,7 @@ class Transport:
         return self._identity.address
 
     def _begin_to_dial(self, link: Link) -> None:
-        for channel in Channel:
+        for channel in KEPT_CHANNELS:
             task = self._loop.create_task(
                 self._keep_connected(link, channel), name=f"dial-{link.peer.id}-{channel.name.lower()}"
             )
@@ -279,6 +287,11 @@ class Transport:
             return True
         link.unsent_frames += 1
         return False
+
+    async def open_channel(self, peer: NodeId, channel: Channel) -> Connection | None:
+        """Dial `peer` for a connection that is not kept: the caller's, who closes it. None if that fails now."""
+        link = self._links.get(peer)
+        return await self._dial(link, channel) if link is not None and not self._stopping else None
 
     def connected(self, peer: NodeId) -> bool:
         """Are both of our connections to `peer` up?"""
@@ -419,7 +432,7 @@ class Transport:
             handshake,
             loop=self._loop,
             frame_bytes_max=self._max_frame_bytes,
-            buffered_bytes_max=self._max_buffered_bytes if channel is Channel.BULK else CONTROL_BUFFER_BYTES_MAX,
+            buffered_bytes_max=CONTROL_BUFFER_BYTES_MAX if channel is Channel.CONTROL else self._max_buffered_bytes,
             silence_limit_s=self._silence_limit_s,
             handshake_timeout_s=self._handshake_timeout_s,
         )
@@ -449,7 +462,7 @@ class Transport:
             was_connected = link.connected
             assert who.channel not in link.outgoing
             link.outgoing[who.channel] = connection
-            link.established_count += 1
+            link.established_count += who.channel in KEPT_CHANNELS
             if link.connected and not was_connected:
                 link.connected_since = self._loop.time()
                 self._receiver.peer_connected(who.peer)
@@ -503,7 +516,8 @@ class Transport:
         link.add_counters(connection)
         if link.outgoing.get(who.channel) is connection:
             del link.outgoing[who.channel]
-            link.connected_since = None
+            if not link.connected:
+                link.connected_since = None
         elif link.incoming.get(who.channel) is connection:
             del link.incoming[who.channel]
         if self._stopping:
@@ -517,7 +531,8 @@ class Transport:
             connection.address,
             connection.failure,
         )
-        self._receiver.peer_lost(who.peer, connection.by_peer)
+        if who.channel in KEPT_CHANNELS:
+            self._receiver.peer_lost(who.peer, connection.by_peer)
 
     def _visitor(self, connection: Connection, who: Established) -> Link | None:
         """Somebody unknown who knows the secret, the cluster and this directory: a member of whom the log will tell.

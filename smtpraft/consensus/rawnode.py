@@ -16,7 +16,7 @@ Without (`async_storage=False`) do, in this order: store `hard_state`, `snapshot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -225,6 +225,16 @@ class RawNode:
     def progress(self, node: NodeId) -> Progress | None:
         """Return what is known of a member, to look at; it means something only while this node leads."""
         return self.raft.tracker.progress.get(node)
+
+    def members(self) -> Iterable[Progress]:
+        """Return what is known of all members, this node too, in order; it means something only while it leads."""
+        return self.raft.tracker.progress.values()
+
+    @property
+    def pending_snapshot_index(self) -> int:
+        """The index of the snapshot that was restored from and is not reported as stored yet; 0 if there is none."""
+        snapshot = self.raft.raftlog.snapshot
+        return snapshot.index if snapshot is not None else 0
 
     def quorum_active(self) -> bool:
         """Has this leader heard from a majority since the last check, which comes every election timeout?"""

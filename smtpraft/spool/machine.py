@@ -23,13 +23,12 @@ from smtpraft.spool.digest import RollingDigest
 from smtpraft.spool.errors import SpoolFull, SpoolNewer
 from smtpraft.spool.queue import Queue
 from smtpraft.spool.reader import Reader
+from smtpraft.spool.snapshot import group_parts, put_bodies, replace_database, write_copy
 from smtpraft.spool.store import Store
-from smtpraft.spool.types import ORDINAL_BITS, BodyPart, Changes
+from smtpraft.spool.types import ORDINAL_BITS, Changes
 from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
-
-COPY_BYTES: Final = 4 * 1024 * 1024  # of bodies copied in one transaction: about 10 ms
 
 _KIND_SKIPPED: Final = 0
 _KIND_COMMAND: Final = 1
@@ -71,6 +70,7 @@ class SpoolMachine:
         self._copied = True  # the last compaction found room for all it had to copy
         self._clock = (0, monotonic())  # stamp last applied, and when that was
         self._counters_json = b"{}"
+        self._installed = False  # a snapshot is in place that nobody was told of
 
     def open(self) -> Applied:
         """Open or create the database; return how far it is applied.
@@ -87,6 +87,10 @@ class SpoolMachine:
         except BaseException:
             self.close()
             raise
+        tell = self.on_changes
+        if self._installed and tell is not None:
+            tell(Changes(meta.applied_index, resync=True))
+        self._installed = False
         log.info("spool open path=%s applied_index=%d counters=%s", self._path, self._applied_index, meta.counters)
         return Applied(meta.applied_index, meta.notes)
 
@@ -213,10 +217,10 @@ class SpoolMachine:
         at = 0
         copied_bytes = 0
         while at < len(parts):
-            end, size = _group(parts, at)
+            end, size = group_parts(parts, at)
             last_index = parts[end - 1].number >> ORDINAL_BITS
             with self._store.transaction():
-                self._copy(parts[at:end])
+                put_bodies(self._store, parts[at:end], self._reader_of_entries())
                 self._store.set_copied(last_index)
             self._queue.copied_index = last_index
             at = end
@@ -228,16 +232,28 @@ class SpoolMachine:
         level = logging.INFO if parts else logging.DEBUG
         log.log(level, "bodies copied to_index=%d parts=%d bytes=%d", to_index, len(parts), copied_bytes)
 
-    def _copy(self, parts: Sequence[BodyPart]) -> None:
+    def _reader_of_entries(self) -> Callable[[int], bytes]:
         assert self.read_entry is not None, "read_entry must be set before the node starts"
-        index, command = 0, b""
-        for part in parts:
-            if part.number >> ORDINAL_BITS != index:
-                index = part.number >> ORDINAL_BITS
-                command = self.read_entry(index)
-            content = memoryview(command)[part.offset : part.offset + part.length]
-            assert len(content) == part.length, f"entry {index} is shorter than its body"
-            self._store.put_body(part.number, content)
+        return self.read_entry
+
+    def write_snapshot(self, path: str) -> Applied:
+        """Write the state after the last applied index, with every living body, to the new file `path`.
+
+        Beside the applying, on a thread of its own. The log must forget nothing meanwhile.
+
+        Raises:
+            SpoolFull: no room for it.
+        """
+        meta = write_copy(self._path, path, self._reader_of_entries())
+        return Applied(meta.applied_index, meta.notes)
+
+    def install_snapshot(self, path: str) -> None:
+        """Put the state in the file `path` in the place of this one; `open` follows. See `StateMachine`."""
+        self._checkpointer.close()
+        self.reader.suspend()
+        self._store.close()
+        replace_database(self._path, path)
+        self._installed = True
 
     def digest(self) -> tuple[int, int]:
         """Return (index, first 8 bytes of the digest) of the newest multiple of 64 applied, or (0, 0)."""
@@ -278,13 +294,3 @@ class SpoolMachine:
         self._checkpointer.close()
         self.reader.close()
         self._store.close()
-
-
-def _group(parts: Sequence[BodyPart], start: int) -> tuple[int, int]:
-    """Return (end, bytes) of the parts from `start` that go into one transaction: whole entries, about COPY_BYTES."""
-    size = 0
-    for end in range(start, len(parts)):
-        if size >= COPY_BYTES and parts[end].number >> ORDINAL_BITS != parts[end - 1].number >> ORDINAL_BITS:
-            return end, size
-        size += parts[end].length
-    return len(parts), size

@@ -5,6 +5,7 @@ Each query is one short read transaction, so that it never holds up a checkpoint
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -27,18 +28,41 @@ class Reader:
         self._path = path
         self._connection: apsw.Connection | None = None
         self.closed = False
+        self._go_on = threading.Event()
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool-reader")
 
     def open(self) -> None:
-        """Open the file, which the writer has open already."""
+        """Open the file, which the writer has open already; queries that wait for it go on."""
         connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(10_000)
         connection.execute("PRAGMA trusted_schema = OFF").fetchall()
         self._connection = connection
+        self._go_on.set()
+
+    def suspend(self) -> None:
+        """Finish the query under way and close the file; what comes waits until it is open again, or closed for good.
+
+        From the thread that calls `open`.
+        """
+        if self._connection is None:
+            return
+        self._go_on.clear()
+        suspended = threading.Event()
+
+        def wait() -> None:
+            assert self._connection is not None
+            self._connection.close()
+            self._connection = None
+            suspended.set()
+            self._go_on.wait()
+
+        self.executor.submit(wait)
+        suspended.wait()
 
     def close(self) -> None:
         """Wait for the query under way, drop those that wait."""
         self.closed = True
+        self._go_on.set()
         self.executor.shutdown(wait=True, cancel_futures=True)
         if self._connection is not None:
             self._connection.close()

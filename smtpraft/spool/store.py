@@ -128,8 +128,21 @@ class Store:
             raise SpoolUnusable(self.path, f"damaged: {error}") from error
         if created:
             # The file's name lives in the directory, and SQLite does not sync that.
-            _sync_directory(os.path.dirname(os.path.abspath(self.path)))
+            sync_directory(os.path.dirname(os.path.abspath(self.path)))
         return meta
+
+    def open_copy(self) -> Meta:
+        """Open a copy that is in the making, for this process alone and without a thought for power loss.
+
+        Raises:
+            SpoolUnusable, SpoolNewer: as `open`.
+        """
+        self._connection = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READWRITE)
+        self._cursor = self._connection.cursor()
+        self._check(created=True)
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF"):
+            self._cursor.execute(f"PRAGMA {pragma}").fetchall()
+        return self.meta()
 
     def meta(self) -> Meta:
         """Return how far the database is."""
@@ -447,7 +460,8 @@ def _json(numbers: Sequence[int]) -> str:
     return msgspec.json.encode(numbers).decode()
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Return when the names in a directory would survive a power loss."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

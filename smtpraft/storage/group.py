@@ -23,6 +23,8 @@ class Submission(NamedTuple):
     sync: bool
     done: Done
     since: float
+    job: Done | None = None
+    """Work to be done in its place in the order, alone, instead of a write."""
 
 
 def gather(waiting: Iterable[Submission], batch_bytes_max: int) -> list[Submission]:
@@ -30,6 +32,8 @@ def gather(waiting: Iterable[Submission], batch_bytes_max: int) -> list[Submissi
     group: list[Submission] = []
     last_index = size_bytes = 0
     for item in waiting:
+        if item.job is not None:
+            return group or [item]
         if item.spans:
             if last_index and item.first_index != last_index + 1:
                 break  # A truncation, which begins a batch.
@@ -42,11 +46,15 @@ def gather(waiting: Iterable[Submission], batch_bytes_max: int) -> list[Submissi
 
 
 def write_group(wal: Wal, group: Sequence[Submission]) -> None:
-    """Write a group as one batch, and sync it if one of its members wants that. All of it is done on return.
+    """Write a group as one batch, and sync it if one of its members wants that; or do its one job. All of it is done
+    on return.
 
     Raises:
         WalFull, WalFailed, Stopped: as `Wal.write`.
     """
+    if group[0].job is not None:
+        group[0].job()
+        return
     spans: list[Buffer] = []
     first_index = last_index = 0
     hard_state = None

@@ -497,6 +497,38 @@ class Wal:
                 return position
         return 0
 
+    def restart(self, index: int, term: int, hard_state: HardState) -> None:
+        """Forget every entry and go on after entry `index` of `term`, which a snapshot holds; durably, or not at all.
+
+        A new segment says that it is the oldest: by the rename that makes it one, all before it become obsolete.
+
+        Raises:
+            ValueError: `hard_state` is committed beyond the new end, or goes back.
+            WalFull, WalFailed, Stopped: as `write`.
+        """
+        with self._write_lock:
+            self._check_usable()
+            if hard_state.commit > index or hard_state.term < self._hard_state.term:
+                raise ValueError(f"{hard_state} does not fit a log that ends at {index}, after {self._hard_state}")
+            before = (self._floor, self._index, self._last_term, self._hard_state)
+            self._floor = self._segments[-1].header.sequence + 1
+            self._last_term, self._hard_state = term, hard_state
+            with self._index_changed:
+                self._index = EntryIndex(index)
+            try:
+                segment = self._roll(SEGMENT_HEADER_BYTES + 2 * MARK_BYTES)
+            except WalFull:
+                self._floor, self._index, self._last_term, self._hard_state = before
+                raise
+            with self._index_changed:
+                dropped, self._segments = self._segments[:-1], [segment]
+        self._release(dropped)
+        try:
+            self._spares.recycle([old.name for old in dropped])
+        except OSError as error:
+            raise self._fail("recycle segments in", self._directory, error) from error
+        log.info("restarted after index=%d term=%d", index, term)
+
     def prepare_spares(self) -> bool:
         """Make one spare if one is wanted; return whether to call again at once. For logs opened without a thread."""
         return self._spares.prepare()

@@ -109,6 +109,20 @@ class WalWriter:
             self._items_bytes += size_bytes
             self._changed.notify()
 
+    def submit_job(self, job: Done, done: Done) -> None:
+        """Have `job` run on the writer's thread between what was submitted before and after it, then `done`.
+
+        A job that raises `WalFull` is run again when there may be room; anything else that it raises is a failure.
+
+        Raises:
+            Stopped: the writer is closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise Stopped("the write-ahead log's writer is closed")
+            self._items.append(Submission((), 0, 0, 0, None, False, done, monotonic(), job))
+            self._changed.notify()
+
     def close(self) -> None:
         """Write what was submitted, unless the log has failed or is full, and end the thread. The log stays open."""
         with self._changed:
@@ -124,6 +138,8 @@ class WalWriter:
                 if not self._write(group):
                     return
                 self._finish(group)
+        except Stopped:
+            log.info("the write-ahead log's writer ends: what its work is for is closed")
         except BaseException as error:
             log.exception("the write-ahead log's writer ends")
             failure = error

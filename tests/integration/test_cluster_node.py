@@ -337,7 +337,7 @@ async def test_who_waits_for_a_quorum_does_not_wait_for_a_stopped_node(tmp_path:
 
 
 async def test_what_waits_to_be_applied_is_bounded(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, 3, max_pending_bytes=1024 * 1024, log_cache_bytes=64 * 1024)
+    cluster = Cluster(tmp_path, 3, max_apply_bytes=1024 * 1024, log_cache_bytes=64 * 1024)
     await cluster.start_all()
     gate = threading.Event()
     try:

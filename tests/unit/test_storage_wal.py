@@ -12,7 +12,7 @@ import pytest
 from smtpraft.errors import Stopped
 from smtpraft.fastlog import ENTRY_NORMAL, Compacted, Log, Unavailable
 from smtpraft.storage import HardState, Recovery, Wal, WalCorrupt, WalFailed, WalForeign, WalFull
-from smtpraft.storage.simdisk import Operation, Outcome, SimulatedDisk
+from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 
 CLUSTER = b"0123456789abcdef"
 SEGMENT_BYTES = 64 * 1024
@@ -517,3 +517,73 @@ def test_bytes_beyond_the_cache_are_read_from_the_disk() -> None:
     )
     assert found.cached_bytes <= 25000
     assert wal.read(1, 8, found) == b"".join(log.spans(1, 8))
+
+
+# ------------------------------------------------------------------------------------------------- after a snapshot
+
+
+def test_a_restarted_log_goes_on_after_the_snapshot() -> None:
+    disk, log = SimulatedDisk(), Log()
+    wal, _ = open_wal(disk, log)
+    for _ in range(6):
+        append(wal, log, bytes(20_000))
+    wal.restart(100, 3, HardState(4, "node-2", 100))
+    assert (wal.first_index, wal.last_index) == (101, 100)
+    with pytest.raises(Compacted):
+        wal.read(3, 3, None)
+    log.restore(100, 3)
+    append(wal, log, b"next", term=4)
+    wal.close()
+    recovered = Log()
+    wal, recovery = open_wal(disk.crash(Outcome.NOTHING), recovered)
+    assert recovery.hard_state == HardState(4, "", 0)
+    assert (recovered.prev_index, recovered.term(100), recovered.last_index) == (100, 3, 101)
+    assert wal.read(101, 101, None)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.NOTHING, Outcome.ALL, Outcome.SECTORS, Outcome.TORN])
+def test_a_crash_during_a_restart_leaves_the_old_log_or_the_new_one(outcome: Outcome) -> None:
+    """At every operation, and then once more during the recovery's own work."""
+    seen = set()
+    for number in range(1, 100):
+        disk, log = SimulatedDisk(), Log()
+        wal, _ = open_wal(disk, log)
+        for _ in range(6):
+            append(wal, log, bytes(20_000))
+        begin = disk.operations
+
+        def cut(operation: Operation, stop: int = begin + number) -> None:
+            if operation.number == stop:
+                raise PowerCut
+
+        disk.hook = cut
+        try:
+            wal.restart(100, 3, HardState(4, "node-2", 100))
+        except PowerCut:
+            disk.hook = None
+            recovered = Log()
+            _, recovery = open_wal(disk.crash(outcome, seed=number), recovered)
+            found = (recovered.prev_index, recovered.last_index, recovery.hard_state.term)
+            assert found in {(0, 6, 1), (100, 100, 4)}
+            seen.add(found)
+        else:
+            assert number > 3
+            break
+    else:
+        raise AssertionError("it never came to an end")
+    assert (0, 6, 1) in seen
+    assert (100, 100, 4) in seen or outcome is Outcome.NOTHING
+
+
+def test_a_restart_without_room_changes_nothing() -> None:
+    disk, log = SimulatedDisk(), Log()
+    wal, _ = open_wal(disk, log)
+    append(wal, log, b"one", b"two")
+    disk.capacity_bytes = SEGMENT_BYTES
+    with pytest.raises(WalFull):
+        wal.restart(100, 3, HardState(4, "node-2", 100))
+    append(wal, log, b"three")
+    assert (wal.first_index, wal.last_index) == (1, 3)
+    disk.capacity_bytes = None
+    wal.restart(100, 3, HardState(4, "node-2", 100))
+    assert (wal.first_index, wal.last_index) == (101, 100)

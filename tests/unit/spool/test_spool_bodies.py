@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from smtpraft.spool import commands, machine
+from smtpraft.spool import commands, snapshot
 from smtpraft.spool.commands import Refusal
 from smtpraft.spool.types import (
     BodyPart,
@@ -238,7 +238,7 @@ def test_copies_survive_a_restart_and_are_known(bench: Bench, tmp_path: Path) ->
 
 
 def test_copying_goes_in_bounded_transactions_at_entry_borders(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "COPY_BYTES", 10)
+    monkeypatch.setattr(snapshot, "COPY_BYTES", 10)
     for _ in range(5):
         bench.accept(body=b"123456")
     transactions: list[int] = []
@@ -251,7 +251,7 @@ def test_a_crash_while_copying_leaves_nothing_behind(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fail at the first read, then the second, until a run passes: no copy outlives its message, none is missing."""
-    monkeypatch.setattr(machine, "COPY_BYTES", 1)
+    monkeypatch.setattr(snapshot, "COPY_BYTES", 1)
     messages = [bench.accept(body=b"body %d" % number) for number in range(4)]
     for failing in range(1, 6):
         reads = 0
