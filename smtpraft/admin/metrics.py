@@ -68,6 +68,7 @@ def raft_metrics(status: NodeStatus) -> list[Metric]:
         gauge("raft_is_leader", "Is this node the leader?", status.role == "leader"),
         gauge("raft_is_learner", "Is this node a learner?", status.role == "learner"),
         gauge("raft_has_quorum", "Would a proposal be likely to commit?", status.has_quorum),
+        gauge("raft_abstains", "Does this node not vote, because its disk lost part of the log?", status.abstains),
         counter("raft_leader_changes", "Changes of leader seen.", status.leader_changes),
         counter("raft_elections_started", "Elections this node started.", status.elections_started),
         gauge("raft_term", "Current term.", status.term),

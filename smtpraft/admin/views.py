@@ -25,6 +25,7 @@ def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[str, i
         "term": status.term,
         "leader_id": status.leader_id or None,
         "has_quorum": status.has_quorum,
+        "abstains": status.abstains,
         "election": status.election,
         "first_index": status.first_index,
         "last_index": status.last_index,

@@ -83,6 +83,8 @@ def _row(endpoint: str, facts: Json) -> list[object]:
     values = [facts.get(key) for key in ("node_id", "version", "role", "leader_id", "term")]
     values += [facts.get(key) for key in ("last_index", "commit_index", "applied_index")]
     shown: list[object] = ["-" if value is None else value for value in values]
+    if facts.get("abstains"):
+        shown[2] = f"{shown[2]} (abstains)"
     return [endpoint, *shown, held, waiting, "-" if compiled is None else "yes" if compiled else "no"]
 
 

@@ -21,7 +21,7 @@ from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, NoRoom, Skipped, StateMachine
 from smtpraft.cluster.members import Changed, Members
 from smtpraft.cluster.sessions import Sessions
-from smtpraft.errors import Fatal, Stopped
+from smtpraft.errors import Stopped
 from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class Applier:
         self._sessions = Sessions()
         self._thread = threading.Thread(target=self._run, name="smtpraft-apply", daemon=True)
         self.applied_index = 0
+        self._machine_index = 0
 
     def open(self, *, background: bool = True) -> tuple[int, dict[NodeId, int]]:
         """Open the machine and start the thread; return the applied index and the open sessions.
@@ -116,7 +117,7 @@ class Applier:
         """
         applied = self._machine.open()
         self._sessions = Sessions.decode(applied.notes)
-        self.applied_index = applied.index
+        self.applied_index = self._machine_index = applied.index
         if background:
             self._thread.start()
         return applied.index, self._sessions.open_sessions()
@@ -125,6 +126,11 @@ class Applier:
     def members(self) -> Members:
         """The members as far as the log was applied before the thread was given anything; then only for that thread."""
         return self._sessions.members
+
+    def begin_at(self, index: int) -> None:
+        """Expect the entries after `index`, before any is submitted. Those that the machine has are passed over."""
+        assert index <= self._machine_index
+        self.applied_index = index
 
     def submit(self, batch: Batch) -> None:
         """Apply `batch` after all that was submitted before; it must follow on from it."""
@@ -159,7 +165,7 @@ class Applier:
         self._machine.install_snapshot(path)
         applied = self._machine.open()
         self._sessions = Sessions.decode(applied.notes)
-        self.applied_index = applied.index
+        self.applied_index = self._machine_index = applied.index
         result = Result(applied.index, applied.index, nodes_changed=True, digest=self._machine.digest())
         result.open_sessions = self._sessions.open_sessions()
         members = self._sessions.members
@@ -238,11 +244,13 @@ class Applier:
             spans = batch.spans if batch.spans is not None else [self._read_entries(batch.first, batch.last)]
             for span in spans:
                 self._admit(span, items, own, result)
-        assert len(items) == result.last - result.first + 1, (len(items), result.first, result.last)
-        answers = self._apply_when_there_is_room(items, self._sessions.encode())
+        first = max(result.first, self._machine_index + 1)
+        assert len(items) == max(0, result.last - first + 1), (len(items), first, result.last)
+        answers = self._apply_when_there_is_room(items, self._sessions.encode()) if items else ()
         assert len(answers) == len(items)
         self.applied_index = result.last
-        result.stamp = items[-1].stamp
+        self._machine_index = max(self._machine_index, result.last)
+        result.stamp = items[-1].stamp if items else 0
         result.mine = [(session, seq, answers[position]) for position, session, seq in own]
         if result.nodes_changed:
             result.open_sessions = self._sessions.open_sessions()
@@ -276,6 +284,8 @@ class Applier:
             crc, size, term, index, stamp, kind = _RECORD.unpack_from(span, at)
             payload = bytes(span[at + fastlog.ENTRY_HEADER_BYTES : at + size])
             at += size
+            if index <= self._machine_index:
+                continue  # The machine has it: the log lost it, and has it again.
             if kind != fastlog.ENTRY_NORMAL:
                 sessions.change_members(index, kind, payload)
                 items.append(Skipped(index, term, stamp, crc))
@@ -296,17 +306,3 @@ class Applier:
                     if len(payload) == envelope.CANCEL_BYTES and payload[0] == envelope.CANCEL:
                         result.cancelled.append(envelope.decode_cancel(payload))
             items.append(item)
-
-
-def check_one_run(entries: fastlog.Log, applied: int) -> None:
-    """Check that a state machine that has applied `applied` goes with the log.
-
-    Raises:
-        Fatal: it does not.
-    """
-    if not entries.prev_index <= applied <= entries.last_index:
-        raise Fatal(
-            f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
-            f"{entries.last_index}: they are not of one run. "
-            "Restore both; never start this node with an empty directory, it would vote anew on what it promised"
-        )

@@ -26,9 +26,10 @@ from typing import Final
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope, retention, wire
+from smtpraft.cluster.abstention import Abstention, where_to_begin
 from smtpraft.cluster.admission import Admission, first_members
 from smtpraft.cluster.appends import Appends
-from smtpraft.cluster.applier import Applier, Batch, Result, check_one_run
+from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
 from smtpraft.cluster.founding import FRAME_FOUNDING
@@ -44,7 +45,6 @@ from smtpraft.cluster.snapshot_format import SNAPSHOT_FRAMES
 from smtpraft.cluster.snapshots import Snapshots
 from smtpraft.cluster.steward import Steward
 from smtpraft.cluster.transport import Transport
-from smtpraft.consensus import HardState as CoreHardState
 from smtpraft.consensus import (
     InvalidMessage,
     LocalMessage,
@@ -124,8 +124,8 @@ class Driver:
             on_failure=self.fail,
             read_entries=self.read_entries_blocking,
         )
-        applied, sessions = self.applier.open()
-        check_one_run(entries, applied)
+        _, sessions = self.applier.open()
+        hard_state = where_to_begin(entries, wal, stored, self.applier, alone=not options.has_company)
         conf_state, members = first_members(options, identity.facts, self.applier.members)
         self.heartbeats = Heartbeats(
             self.id,
@@ -140,12 +140,14 @@ class Driver:
             options.core_config,
             entries,
             conf_state,
-            CoreHardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), entries.last_index)),
-            applied,
+            hard_state,
+            self.applier.applied_index,
             random.Random(secrets.randbits(64)),
             self.snapshots.provide,
+            abstains_through=wal.abstain_term,
         )
         self.core.lease_held = self._read_lease_held
+        self._abstention = Abstention(wal, entries, self.core, self.reader, self._failed_elsewhere)
         self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
             entries, wal, machine, self.applier, self.reader, options, self.snapshots, forget=self.core.compact
@@ -505,6 +507,7 @@ class Driver:
             self.guard(self._judge_disk)
             self.guard(lambda: self.steward.sweep(now))
             self.snapshots.sweep(now)
+            self.guard(lambda: self._abstention.watch(self.durable_index))
 
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""

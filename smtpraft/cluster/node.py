@@ -19,6 +19,7 @@ from smtpraft.cluster.snapshot_files import SnapshotFiles
 from smtpraft.cluster.snapshots import restart_log, resume_install
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.consensus import Role
+from smtpraft.consensus.config import ELECTION_RAFT
 from smtpraft.errors import NotReplicated, SmtpRaftError, Stopped
 from smtpraft.storage import Identity, IdentityMismatch, RealDisk, Standing, Wal, WalStats
 from smtpraft.types import NodeId, node_order
@@ -82,8 +83,19 @@ class Node:
             log=entries,
             segment_bytes=options.segment_bytes,
             cache_bytes=options.log_cache_bytes,
+            promises=str(data_dir),
+            heal=options.has_company and options.election == ELECTION_RAFT,
         )
         self._wal = wal
+        if recovery.damage is not None:
+            log.error(
+                "damaged log file=%s offset=%d reason=%r lost_from=%d: what comes before is kept, the rest put aside; "
+                "this node abstains until it has it from the others",
+                recovery.damage.file,
+                recovery.damage.offset,
+                recovery.damage.reason,
+                recovery.last_index + 1,
+            )
         self._check_standing(entries)
         hard_state = recovery.hard_state
         if pending is not None:
@@ -192,7 +204,10 @@ class Node:
 
     def has_quorum(self) -> bool:
         """Return whether a proposal made now would likely commit: a leader, recent contact, room on disk."""
-        return self._is_running() and self._driver.has_quorum() and not self._driver.writer.waiting_for_room
+        driver = self._driver
+        return (
+            self._is_running() and driver.has_quorum() and not (driver.writer.waiting_for_room or driver.core.abstains)
+        )
 
     async def wait_quorum(self, timeout_s: float) -> bool:
         """Wait until `has_quorum`, at most `timeout_s`; return whether it came."""
@@ -294,6 +309,7 @@ class Node:
             lease_held=expires_in_s > 0,
             lease_expires_in_ms=int(expires_in_s * 1000),
             has_quorum=self.has_quorum(),
+            abstains=core.abstains,
             nodes_up=tuple(sorted(beats.sessions, key=node_order)),
             proposals_pending=len(self._driver.proposals),
             proposals_pending_bytes=self._driver.proposals.pending_bytes,

@@ -59,6 +59,11 @@ class NodeOptions:
     """Of all snapshots that this node sends, together; 0: as fast as it goes."""
 
     @property
+    def has_company(self) -> bool:
+        """Are there, or will there be, other members?"""
+        return bool(self.peers) or self.join
+
+    @property
     def election_ticks(self) -> int:
         """The shortest election timeout; the core draws up to twice as many (Raft §5.2)."""
         return max(2, self.election_timeout_ms // self.tick_ms)

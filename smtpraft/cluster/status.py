@@ -41,6 +41,8 @@ class NodeStatus:
     lease_held: bool
     lease_expires_in_ms: int
     has_quorum: bool
+    abstains: bool
+    """Its disk lost part of the log, and it has not got it back yet: it neither votes nor leads."""
     nodes_up: tuple[NodeId, ...]
     proposals_pending: int
     proposals_pending_bytes: int

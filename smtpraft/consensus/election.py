@@ -106,7 +106,10 @@ class VoteElection:
         )
 
     def answer(self, raft: Raft, message: Message) -> None:
-        """Grant or refuse. Learners answer too: they may be voters by now and not know it yet."""
+        """Grant or refuse. Learners answer too: they may be voters by now and not know it yet.
+
+        Who lost part of its log refuses: it cannot tell whether the candidate has what it once acknowledged (§5.4.1).
+        """
         real = message.type is VOTE
         may_vote = (
             raft.vote == message.sender
@@ -115,7 +118,7 @@ class VoteElection:
         )
         response = VOTE_RESP if real else PRE_VOTE_RESP
         context = committed_context(raft)
-        if not may_vote or not log_is_current(raft, message):
+        if not may_vote or raft.abstains or not log_is_current(raft, message):
             raft.send_after_append(Message(response, message.sender, term=raft.term, reject=True, context=context))
             return
         # A grant echoes the request's term: for a pre-vote it is not ours.

@@ -91,6 +91,8 @@ class Raft:
         """So long this node votes for nobody. From the start on: what it promised before, it does not remember."""
         self.handed_over = False
         """In this term somebody was told to take over, and may do so at any time: the lease is void."""
+        self.abstains_through = 0
+        """This node lost part of what it had stored when it was in this term; 0: it lost nothing. See `abstains`."""
 
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -129,7 +131,20 @@ class Raft:
     def promotable(self) -> bool:
         """May this node campaign? A learner, a stranger and one whose snapshot is not stored may not."""
         own = self.tracker.progress.get(self.id)
-        return own is not None and not own.is_learner and self.raftlog.snapshot is None and not self.barred
+        if own is None or own.is_learner or self.raftlog.snapshot is not None:
+            return False
+        return not self.barred and not self.abstains
+
+    @property
+    def abstains(self) -> bool:
+        """Does this node neither vote nor campaign, because it has not yet got back what it lost?
+
+        It had acknowledged entries, of terms up to `abstains_through`, that its log shows no more; a majority may have
+        counted on them. A leader of a later term was elected without this node, so it has all of them (Leader
+        Completeness, Raft §5.4.3), and they come before its first entry. Invariant: a log that ends in a later term
+        than `abstains_through` holds whatever this node ever helped to commit, and compares as newer than what it lost.
+        """
+        return self.abstains_through > 0 and self.log.last_term <= self.abstains_through
 
     @property
     def hard_state(self) -> HardState:
@@ -339,8 +354,8 @@ class Raft:
         kind = message.type
         if kind is APP or kind is HEARTBEAT:
             # With stickiness, a node of a higher term cannot get through to the others: they ignore its requests while
-            # they hear this leader. Only the leader can let it back in, by stepping down.
-            if self.config.check_quorum or self.config.pre_vote:
+            # they hear this leader. Only the leader can let it back in, by stepping down. Who abstains never requests.
+            if self.config.check_quorum or self.config.pre_vote or self.abstains:
                 self.send_after_append(Message(APP_RESP, to=message.sender))
         elif kind is PRE_VOTE:
             # Or two nodes of which one has the higher term, the other the better log, could wait for ever.

@@ -135,16 +135,25 @@ class RawNode:
         applied: int,
         random: Random,
         snapshot_provider: Callable[[], SnapshotMeta | None] = _no_snapshot,
+        *,
+        abstains_through: int = 0,
     ) -> None:
         """Start as a follower from what the disk says; `log` is shared with the caller from now on.
 
         `applied` is what the state machine has applied; it may be ahead of `hard_state.commit`.
 
+        A node whose disk lost something that was synced gives in `abstains_through` a term that is not below any in
+        which it may have voted or acknowledged, and starts in a later term, without a vote; `hard_state.commit` is of
+        what is left. It follows, and its acknowledgements count, but until its log ends in a later term than that it
+        neither votes nor campaigns. `abstains` tells whether it still does so.
+
         Raises:
             LogLost: the log lacks what was committed or applied.
             InvalidConfChange: `conf_state` is no possible membership.
         """
+        assert not abstains_through or hard_state.term > abstains_through, "it may have voted in this term"
         self.raft = Raft(config, log, conf_state, hard_state, applied, random, snapshot_provider)
+        self.raft.abstains_through = abstains_through
         self.id = config.id
         self.log = log
         self._async = config.async_storage
@@ -181,6 +190,11 @@ class RawNode:
     @lease_held.setter
     def lease_held(self, lease_held: Callable[[], bool]) -> None:
         self.raft.lease_held = lease_held
+
+    @property
+    def abstains(self) -> bool:
+        """Is this node still without what it once acknowledged? It neither votes nor campaigns meanwhile."""
+        return self.raft.abstains
 
     @property
     def term(self) -> int:

@@ -14,8 +14,9 @@ from smtpraft.storage.errors import (
     WalNewer,
 )
 from smtpraft.storage.identity import Facts, Identity, Standing
+from smtpraft.storage.recovery import Recovery
 from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
-from smtpraft.storage.wal import Recovery, Wal
+from smtpraft.storage.wal import Wal
 from smtpraft.storage.writer import WalWriter
 
 __all__ = [

@@ -179,3 +179,23 @@ def survey(spans: Sequence[Buffer]) -> Survey | None:
     if last_index - first_index + 1 != len(checksums):
         return None
     return Survey(first_index, last_index, first_term, last_term, base, crc32c(b"".join(checksums)), ends)
+
+
+def header_of(
+    found: Survey | None, salt: int, number: int, durable: int, floor: int, previous_crc: int, hard_state: HardState
+) -> BatchHeader:
+    """Return the header of a batch with these entries, or with none."""
+    if found is None:
+        return BatchHeader(salt, number, durable, 0, 0, floor, 0, 0, previous_crc, hard_state)
+    return BatchHeader(
+        salt,
+        number,
+        durable,
+        found.first_index,
+        found.last_index,
+        floor,
+        found.entries_bytes,
+        found.entries_crc,
+        previous_crc,
+        hard_state,
+    )

@@ -25,6 +25,7 @@ from typing import Final
 
 from smtpraft.storage.disk import Disk, RealDisk
 from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
+from smtpraft.storage.promises import PROMISES_FILE
 from smtpraft.storage.segment import parse_segment_name
 
 IDENTITY_FORMAT: Final = 1
@@ -147,7 +148,7 @@ def claim_directory(disk: Disk, directory: str, wanted: Facts) -> Facts:
         standing = Standing.UPGRADED if has_log else Standing.FRESH
         facts = replace(facts, incarnation=_new_incarnation(disk), standing=standing, cluster_name=wanted.cluster_name)
         _write(disk, directory, names, _encode(facts))
-    elif facts.standing is not Standing.FRESH and not has_log:
+    elif facts.standing is not Standing.FRESH and not has_log and PROMISES_FILE not in names:
         raise IdentityMismatch(
             f"{directory}: the log is gone, and with it what this node had promised. Restore {LOG_DIRECTORY}, or empty "
             "the whole directory and replace the member: smtpraft member replace"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from smtpraft.fastlog import CorruptEntry, block_range
+from smtpraft.storage.errors import WalCorrupt
 from smtpraft.storage.segment import Segment
 
 
@@ -68,3 +71,34 @@ class EntryIndex:
         assert not count or self._extents[count - 1].last <= prev_index
         del self._firsts[:count], self._extents[:count]
         self._first_index = prev_index + 1
+
+
+def read_extent(extent: Extent, lo: int, hi: int) -> tuple[bytes, int]:
+    """Return the entries `lo..hi` of one extent, verified, and the term of the last.
+
+    Raises:
+        WalCorrupt: what is there is not what was written.
+    """
+    offset, length = extent.range(lo, hi)
+    piece = extent.segment.file.pread(length, offset)
+    try:
+        first, _, last, last_term = block_range(piece)
+    except CorruptEntry as error:
+        raise WalCorrupt(f"an entry is damaged: {error}", extent.segment.file.path, offset, lo, hi) from None
+    if (first, last) != (lo, hi):
+        raise WalCorrupt(f"holds entries {first}..{last} instead", extent.segment.file.path, offset, lo, hi)
+    return piece, last_term
+
+
+def compactable(segments: Sequence[Segment], last_index: int, to_index: int) -> int:
+    """Return how many of the oldest segments are not needed for what comes after `to_index`.
+
+    The log can begin with a segment only if no truncation in it, or later, reaches back before it.
+    """
+    lowest = last_index + 1
+    for position in range(len(segments) - 1, 0, -1):
+        segment = segments[position]
+        lowest = min(lowest, segment.lowest_first or lowest)
+        if segment.header.prev_index <= to_index and segment.header.prev_index < lowest:
+            return position
+    return 0

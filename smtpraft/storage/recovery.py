@@ -57,6 +57,27 @@ _SALT: Final = struct.Struct(">Q")
 _SALT_OFFSET: Final = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a log held when it was opened."""
+
+    hard_state: HardState
+    first_index: int
+    """The first index on disk; `last_index + 1` when there are no entries."""
+    last_index: int
+    segments: int
+    batches: int
+    """The number of the last batch: how many there have been in this log's life."""
+    torn_bytes: int
+    """Bytes of writes that a crash cut short, and which were cut off; none of them was ever acknowledged."""
+    torn_copy: str
+    """Where a copy of them is; empty if there is none."""
+    abstain_term: int = 0
+    """Not 0: something synced was lost, now or in an earlier life, and is not known to be back; see `Promise`."""
+    damage: WalCorrupt | None = None
+    """What was found now."""
+
+
 @dataclass(slots=True)
 class Replayed:
     """The log as far as it has been walked; at the end, the log."""
@@ -75,10 +96,16 @@ class Replayed:
     """The oldest segment that counts, as stated in what has been walked."""
     torn_bytes: int = 0
     """How far what has to be cut reaches behind the end."""
+    damage: WalCorrupt | None = None
+    """Why the walk ended before the log did, if it was to go as far as it can."""
 
     @property
     def last_index(self) -> int:
         return self.index.last_index
+
+    def close(self) -> None:
+        """Close the files."""
+        _close(self.segments)
 
 
 def replay(
@@ -115,6 +142,46 @@ def replay(
         floor = state.floor
 
 
+def replay_sound_part(
+    disk: Disk,
+    directory: str,
+    names: Sequence[str],
+    floor: int,
+    *,
+    cluster_id: bytes,
+    node_id: str,
+    memory: Log,
+    cache_bytes: int,
+) -> Replayed | None:
+    """Read a damaged log as far as it goes, from segment `floor` on; None if not even that one can be opened.
+
+    What comes out is what the log was at some time: every sound prefix of the batches is. Changes nothing on disk.
+
+    Raises:
+        WalForeign, WalNewer: a segment is not for this node or program.
+    """
+    segments: list[Segment] = []
+    try:
+        for name in sorted(names):
+            if _sequence(name) < floor:
+                continue
+            if _sequence(name) != floor + len(segments):
+                break
+            try:
+                segments.append(_open_segment(disk, directory, name, cluster_id, node_id))
+            except WalCorrupt:
+                break
+        if not segments:
+            return None
+        state = _walk(segments, [], floor, memory, cache_bytes, whole=False)
+        state.floor = max(state.floor, floor)  # The batch that said so may be among what is lost.
+        _close(segments[len(state.segments) :])
+    except BaseException:
+        _close(segments)
+        raise
+    return state
+
+
 def cut_tail(disk: Disk, directory: str, segment: Segment, torn_bytes: int) -> str:
     """Keep a copy of what lies behind the end of the log, then erase it. Return the path of the copy, empty if none.
 
@@ -133,7 +200,10 @@ def cut_tail(disk: Disk, directory: str, segment: Segment, torn_bytes: int) -> s
 # ---------------------------------------------------------------------------------------------------------- the walk
 
 
-def _walk(segments: list[Segment], obsolete: list[str], floor: int, memory: Log, cache_bytes: int) -> Replayed:
+def _walk(
+    segments: list[Segment], obsolete: list[str], floor: int, memory: Log, cache_bytes: int, *, whole: bool = True
+) -> Replayed:
+    """Walk along all batches. Unless the `whole` log is wanted, damage only ends the walk."""
     base = segments[0].header
     if base.sequence != floor:
         raise _corrupt(segments[0], 0, f"segment {floor}, which comes before it, is missing", 1, base.prev_index)
@@ -147,17 +217,25 @@ def _walk(segments: list[Segment], obsolete: list[str], floor: int, memory: Log,
         base.previous_crc,
         base.prev_term,
     )
-    for position, segment in enumerate(segments):
-        following = segments[position + 1] if position + 1 < len(segments) else None
-        _check_joint(state, segment, segments[position - 1] if position else None)
-        state.floor = max(state.floor, segment.header.floor)
-        _walk_segment(state, segment, following, memory, cache_bytes)
-    last = segments[-1]
-    commit = state.hard_state.commit
-    if commit > state.last_index:
-        # Entries are written no later than a commit index that covers them, so a cut loses both or neither.
-        reason = f"commit index {commit} lies beyond the end of the log"
-        raise _corrupt(last, last.end_offset, reason, state.last_index + 1, commit)
+    joined = 0
+    try:
+        for position, segment in enumerate(segments):
+            following = segments[position + 1] if position + 1 < len(segments) else None
+            _check_joint(state, segment, segments[position - 1] if position else None)
+            joined += 1
+            state.floor = max(state.floor, segment.header.floor)
+            _walk_segment(state, segment, following, memory, cache_bytes)
+        last = segments[-1]
+        commit = state.hard_state.commit
+        if commit > state.last_index:
+            # Entries are written no later than a commit index that covers them, so a cut loses both or neither.
+            reason = f"commit index {commit} lies beyond the end of the log"
+            raise _corrupt(last, last.end_offset, reason, state.last_index + 1, commit)
+    except WalCorrupt as error:
+        if whole:
+            raise
+        state.damage = error
+        state.segments = segments[:joined]
     return state
 
 

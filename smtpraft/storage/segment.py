@@ -30,7 +30,7 @@ from typing import Final
 
 from smtpraft.fastlog import crc32c
 from smtpraft.storage.batch import HardState
-from smtpraft.storage.disk import File
+from smtpraft.storage.disk import Disk, File
 
 SEGMENT_MAGIC: Final = b"SMTPRWAL"
 SEGMENT_VERSION: Final = 1
@@ -165,3 +165,21 @@ def decode_segment_header(block: bytes) -> SegmentHeader | None:
         prev_term,
         HardState(term, vote[:vote_length].decode(), commit),
     )
+
+
+def begin_segment(disk: Disk, directory: str, name: str, header: SegmentHeader) -> Segment:
+    """Turn the file `name` into a segment, durably: a header first, then the name, then its sync.
+
+    Raises:
+        OSError: the disk failed; the file may have either name.
+    """
+    target = segment_name(header.sequence, header.prev_index + 1)
+    file = disk.open(f"{directory}/{name}")
+    try:
+        file.pwritev([encode_segment_header(header)], 0)
+        file.sync()
+    finally:
+        file.close()
+    disk.rename(f"{directory}/{name}", f"{directory}/{target}")
+    disk.sync_directory(directory)  # A new segment's name lives there, not in the file.
+    return Segment(disk.open(f"{directory}/{target}"), target, header)

@@ -13,7 +13,9 @@ from contextlib import suppress
 from threading import Condition, Thread
 from typing import Final
 
+from smtpraft.storage.batch import BATCH_ALIGN_BYTES
 from smtpraft.storage.disk import Disk
+from smtpraft.storage.errors import WalFull
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,24 @@ class SparePool:
                 self._changed.wait()
             self._changed.notify_all()
             return self._ready.pop(0) if self._ready else None
+
+    def take_or_make(self, needed_bytes: int) -> tuple[str, int, bool]:
+        """Return a file's name, its size, and whether it had to be made: a spare, or a larger file if none will do.
+
+        Raises:
+            WalFull: there is no room.
+            OSError: the disk does not work.
+        """
+        name = self.take() if needed_bytes <= self._size_bytes else None
+        if name is not None:
+            return name, self._size_bytes, False
+        size_bytes = max(self._size_bytes, -(-needed_bytes // BATCH_ALIGN_BYTES) * BATCH_ALIGN_BYTES)
+        try:
+            return self.make(size_bytes), size_bytes, True
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise WalFull(f"no room for a segment of {size_bytes} bytes in {self._directory}") from error
+            raise
 
     def make(self, size_bytes: int, *, gently: bool = False) -> str:
         """Make a file of zeros and return its name, which is still that of an unfinished one.

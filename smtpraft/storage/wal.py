@@ -19,36 +19,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Condition, Lock
 from time import perf_counter
 from typing import Final
 
 from smtpraft.errors import Stopped
-from smtpraft.fastlog import Compacted, CorruptEntry, Log, Unavailable, block_range
+from smtpraft.fastlog import Compacted, Log, Unavailable
 from smtpraft.storage.batch import (
     BATCH_ALIGN_BYTES,
     BATCH_HEADER_BYTES,
-    BatchHeader,
     HardState,
     batch_size_bytes,
     encode_header,
+    header_of,
     survey,
 )
 from smtpraft.storage.disk import Buffer, Disk
-from smtpraft.storage.errors import WalCorrupt, WalFailed, WalFull
-from smtpraft.storage.index import EntryIndex, Extent
-from smtpraft.storage.recovery import Replayed, cut_tail, replay
+from smtpraft.storage.errors import WalFailed, WalFull
+from smtpraft.storage.healing import clear_away
+from smtpraft.storage.index import EntryIndex, Extent, compactable, read_extent
+from smtpraft.storage.opening import Found, find
+from smtpraft.storage.promises import Promise
+from smtpraft.storage.recovery import Recovery, Replayed, cut_tail
 from smtpraft.storage.segment import (
     CLUSTER_ID_BYTES,
     SEGMENT_HEADER_BYTES,
     Segment,
     SegmentHeader,
-    encode_segment_header,
-    parse_segment_name,
-    segment_name,
+    begin_segment,
 )
-from smtpraft.storage.spares import NO_SPACE, SparePool, has_size, is_spare_name, is_unfinished_name
 from smtpraft.storage.stats import WalStats
 
 log = logging.getLogger(__name__)
@@ -61,28 +60,11 @@ MARK_BYTES: Final = batch_size_bytes(0)
 _ZEROS: Final = memoryview(bytes(BATCH_ALIGN_BYTES))
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What a log held when it was opened."""
-
-    hard_state: HardState
-    first_index: int
-    """The first index on disk; `last_index + 1` when there are no entries."""
-    last_index: int
-    segments: int
-    batches: int
-    """The number of the last batch: how many there have been in this log's life."""
-    torn_bytes: int
-    """Bytes of writes that a crash cut short, and which were cut off; none of them was ever acknowledged."""
-    torn_copy: str
-    """Where a copy of them is; empty if there is none."""
-
-
 class Wal:
     """One node's log. `write`, `compact` and `close` exclude one another; `read` runs beside them, on any thread."""
 
     def __init__(
-        self, disk: Disk, directory: str, cluster_id: bytes, node_id: str, segment_bytes: int, spares: SparePool
+        self, disk: Disk, directory: str, cluster_id: bytes, node_id: str, segment_bytes: int, found: Found
     ) -> None:
         """For `open`."""
         self._disk = disk
@@ -90,7 +72,8 @@ class Wal:
         self._cluster_id = cluster_id
         self._node_id = node_id
         self._segment_bytes = segment_bytes
-        self._spares = spares
+        self._spares = found.spares
+        self._promises = found.promises
         self._write_lock = Lock()
         self._failure: WalFailed | None = None
         self._closed = False
@@ -122,10 +105,15 @@ class Wal:
         segment_bytes: int = SEGMENT_BYTES,
         cache_bytes: int = CACHE_BYTES,
         background: bool = True,
+        promises: str = "",
+        heal: bool = False,
     ) -> tuple[Wal, Recovery]:
         """Open the log in `directory`, or begin one, and read it into `log`, which keeps at most `cache_bytes` of it.
 
         What was read is durable from then on. `background=False` leaves it to the caller to call `prepare_spares`.
+        `promises` is the directory of the file of that name; without it a log that lost its end may pass for a whole
+        one. With `heal` a log that lost something opens as far as it is sound, in a new term, and `abstain_term` of
+        what is returned says what that means for the node (`Raft.abstains`).
 
         Raises:
             WalCorrupt: something that had been synced is gone. Nothing was changed.
@@ -136,36 +124,23 @@ class Wal:
             raise ValueError(f"a cluster id has {CLUSTER_ID_BYTES} bytes, not {len(cluster_id)}")
         if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % SEGMENT_HEADER_BYTES:
             raise ValueError(f"a segment has at least {SEGMENT_BYTES_MIN} bytes, in blocks of {SEGMENT_HEADER_BYTES}")
-        disk.make_directory(directory)
-        disk.sync_directory(directory)  # The names seen next may be those of renames that were never synced.
-        names = disk.list_directory(directory)
-        segments = [name for name in names if parse_segment_name(name)]
-        ready = [name for name in names if is_spare_name(name)]
-        if ready and not segments:
-            # The first segment comes before the first spare.
-            raise WalCorrupt("all segments are missing, but their spares are here", directory, 0, 1, 1)
-
-        state = None
-        if segments:
-            state = replay(
-                disk,
-                directory,
-                segments,
-                cluster_id=cluster_id,
-                node_id=node_id,
-                memory=log,
-                cache_bytes=cache_bytes,
-            )
-        for name in filter(is_unfinished_name, names):
-            disk.unlink(f"{directory}/{name}")
-        usable = [name for name in ready if has_size(disk, f"{directory}/{name}", segment_bytes)]
-        for name in set(ready).difference(usable):
-            disk.unlink(f"{directory}/{name}")
-        spares = SparePool(disk, directory, segment_bytes, usable)
-        wal = cls(disk, directory, cluster_id, node_id, segment_bytes, spares)
+        found = find(
+            disk,
+            directory,
+            cluster_id=cluster_id,
+            node_id=node_id,
+            memory=log,
+            segment_bytes=segment_bytes,
+            cache_bytes=cache_bytes,
+            promises=promises,
+            heal=heal,
+        )
+        state = found.state
+        wal = cls(disk, directory, cluster_id, node_id, segment_bytes, found)
         torn_copy = wal._resume(state) if state is not None else wal._begin(log)
+        wal._settle(found.hard_state, damaged=found.damage is not None)
         if background:
-            spares.start()
+            wal._spares.start()
         recovery = Recovery(
             wal._hard_state,
             wal.first_index,
@@ -174,6 +149,8 @@ class Wal:
             wal._number,
             state.torn_bytes if state is not None else 0,
             torn_copy,
+            wal.abstain_term,
+            found.damage,
         )
         return wal, recovery
 
@@ -211,6 +188,12 @@ class Wal:
     def batch_bytes_max(self) -> int:
         """Bytes of entries that a segment of the usual size has room for several times over; a larger batch works."""
         return self._segment_bytes // 4
+
+    @property
+    def abstain_term(self) -> int:
+        """Not 0: what this log lost is not known to be back; see `Promise`."""
+        promise = self._promises.current if self._promises is not None else None
+        return promise.abstain_term if promise is not None else 0
 
     @property
     def failure(self) -> WalFailed | None:
@@ -274,20 +257,10 @@ class Wal:
         segment = self._segments[-1]
         if segment.end_offset + size_bytes + reserve_bytes > segment.header.size_bytes:
             segment = self._roll(SEGMENT_HEADER_BYTES + size_bytes + reserve_bytes)
+        self._promise(term=hard_state.term, vote=hard_state.vote)
         number = self._number + 1
         encoded, crc = encode_header(
-            BatchHeader(
-                salt=segment.header.salt,
-                number=number,
-                durable=self._durable,
-                first_index=first_index if found is not None else 0,
-                last_index=last_index if found is not None else 0,
-                floor=self._floor,
-                entries_bytes=entries_bytes,
-                entries_crc=found.entries_crc if found is not None else 0,
-                previous_crc=self._crc,
-                hard_state=hard_state,
-            )
+            header_of(found, segment.header.salt, number, self._durable, self._floor, self._crc, hard_state)
         )
         position = segment.end_offset
         padding = _ZEROS[: size_bytes - BATCH_HEADER_BYTES - entries_bytes]
@@ -324,10 +297,10 @@ class Wal:
 
     def _vouch(self) -> None:
         segment = self._segments[-1]
-        fits = segment.end_offset + 2 * MARK_BYTES <= segment.header.size_bytes
-        if self._marked != self._number and fits:
+        if self._marked != self._number and segment.end_offset + 2 * MARK_BYTES <= segment.header.size_bytes:
             self._write((), 0, 0, self._hard_state)
             self._marked = self._number
+            self._promise()  # For damage that takes the mark along, too.
 
     def _sync(self) -> None:
         """Make all batches so far durable. Those in older segments are: no segment begins before."""
@@ -344,21 +317,15 @@ class Wal:
         """Begin the next segment, with room for `needed_bytes`, header included."""
         if self._durable < self._number:
             self._sync()  # The next sync is of another file; nothing would make these durable any more.
-        size_bytes = self._segment_bytes
-        name = self._spares.take() if needed_bytes <= size_bytes else None
-        made = name is None
-        if name is None:
-            size_bytes = max(size_bytes, -(-needed_bytes // SEGMENT_HEADER_BYTES) * SEGMENT_HEADER_BYTES)
-            try:
-                name = self._spares.make(size_bytes)
-            except OSError as error:
-                if error.errno in NO_SPACE:
-                    raise WalFull(f"no room for a segment of {size_bytes} bytes in {self._directory}") from error
-                raise self._fail("make a segment in", self._directory, error) from error
+        try:
+            name, size_bytes, made = self._spares.take_or_make(needed_bytes)
+        except OSError as error:
+            raise self._fail("make a segment in", self._directory, error) from error
         try:
             segment = self._begin_segment(name, self._segments[-1].header.sequence + 1, size_bytes)
         except OSError as error:
             raise self._fail("begin a segment in", self._directory, error) from error
+        self._promise(segment=segment.header.sequence)
         with self._index_changed:
             self._segments.append(segment)
         self.stats.rolls += 1
@@ -380,16 +347,15 @@ class Wal:
             prev_term=self._last_term,
             hard_state=self._hard_state,
         )
-        target = segment_name(sequence, header.prev_index + 1)
-        file = self._disk.open(f"{self._directory}/{name}")
-        try:
-            file.pwritev([encode_segment_header(header)], 0)
-            file.sync()
-        finally:
-            file.close()
-        self._disk.rename(f"{self._directory}/{name}", f"{self._directory}/{target}")
-        self._disk.sync_directory(self._directory)  # A new segment's name lives there, not in the file.
-        return Segment(self._disk.open(f"{self._directory}/{target}"), target, header)
+        return begin_segment(self._disk, self._directory, name, header)
+
+    def _promise(self, **changes: int | str) -> None:
+        """Promise what the log is going to say, unless that is promised already."""
+        if self._promises is not None:
+            try:
+                self._promises.update(self._durable, **changes)
+            except OSError as error:
+                raise self._fail("write the promises beside", self._directory, error) from error
 
     def _fail(self, what: str, path: str, error: OSError) -> WalFailed:
         self._failure = WalFailed(f"could not {what} {path}: {error}")
@@ -432,7 +398,7 @@ class Wal:
         last_term = 0
         try:
             for extent in extents:
-                piece, last_term = _read_extent(extent, max(lo, extent.first), min(hi, extent.last))
+                piece, last_term = read_extent(extent, max(lo, extent.first), min(hi, extent.last))
                 pieces.append(piece)
         finally:
             with self._index_changed:
@@ -457,7 +423,7 @@ class Wal:
         """
         with self._write_lock:
             self._check_usable()
-            count = self._compactable(to_index)
+            count = compactable(self._segments, self._index.last_index, to_index)
             if not count:
                 return self._index.first_index
             floor = self._floor
@@ -471,6 +437,8 @@ class Wal:
                 return self._index.first_index
             self._sync()
             self._marked = self._number
+            base = self._segments[count].header
+            self._promise(floor=base.sequence, base_index=base.prev_index, base_term=base.prev_term)
             with self._index_changed:
                 dropped = self._segments[:count]
                 del self._segments[:count]
@@ -483,19 +451,6 @@ class Wal:
             raise self._fail("recycle segments in", self._directory, error) from error
         log.info("compacted to_index=%d first_index=%d segments=%d", to_index, first_index, count)
         return first_index
-
-    def _compactable(self, to_index: int) -> int:
-        """Return how many of the oldest segments are not needed for what comes after `to_index`.
-
-        The log can begin with a segment only if no truncation in it, or later, reaches back before it.
-        """
-        lowest = self._index.last_index + 1
-        for position in range(len(self._segments) - 1, 0, -1):
-            segment = self._segments[position]
-            lowest = min(lowest, segment.lowest_first or lowest)
-            if segment.header.prev_index <= to_index and segment.header.prev_index < lowest:
-                return position
-        return 0
 
     def restart(self, index: int, term: int, hard_state: HardState) -> None:
         """Forget every entry and go on after entry `index` of `term`, which a snapshot holds; durably, or not at all.
@@ -510,6 +465,7 @@ class Wal:
             self._check_usable()
             if hard_state.commit > index or hard_state.term < self._hard_state.term:
                 raise ValueError(f"{hard_state} does not fit a log that ends at {index}, after {self._hard_state}")
+            self._promise(term=hard_state.term, vote=hard_state.vote)
             before = (self._floor, self._index, self._last_term, self._hard_state)
             self._floor = self._segments[-1].header.sequence + 1
             self._last_term, self._hard_state = term, hard_state
@@ -520,6 +476,7 @@ class Wal:
             except WalFull:
                 self._floor, self._index, self._last_term, self._hard_state = before
                 raise
+            self._promise(floor=segment.header.sequence, base_index=index, base_term=term)
             with self._index_changed:
                 dropped, self._segments = self._segments[:-1], [segment]
         self._release(dropped)
@@ -536,9 +493,61 @@ class Wal:
     # ------------------------------------------------------------------------------------------------ begin and end
 
     def _begin(self, memory: Log) -> str:
-        memory.restore(0, 0)
-        self._segments.append(self._begin_segment(self._spares.make(self._segment_bytes), 1, self._segment_bytes))
+        """Begin a log, or begin one anew where it begins now, if nothing is left of it."""
+        promise = (self._promises.current if self._promises is not None else None) or Promise(segment=0)
+        memory.restore(promise.base_index, promise.base_term)
+        self._index, self._last_term = EntryIndex(promise.base_index), promise.base_term
+        self._hard_state = HardState(promise.term, promise.vote, promise.base_index)
+        self._floor = promise.segment + 1
+        name = self._spares.make(self._segment_bytes)
+        self._segments.append(self._begin_segment(name, self._floor, self._segment_bytes))
+        self._promise(segment=self._floor, floor=self._floor)
         return ""
+
+    def _settle(self, hard_state: HardState, *, damaged: bool) -> None:
+        """Go on from a hard state that may be newer than what the log says; say so in it if it lost something."""
+        base = self._segments[0].header
+        self._promise(
+            term=hard_state.term,
+            vote=hard_state.vote,
+            segment=self._segments[-1].header.sequence,
+            floor=base.sequence,
+            base_index=base.prev_index,
+            base_term=base.prev_term,
+        )
+        self._hard_state = hard_state
+        if damaged:
+            self._write((), 0, 0, hard_state)
+            self._sync()
+
+    def abstain(self) -> HardState:
+        """Something that had been synced is gone without a trace: promise to abstain, and return the new hard state.
+
+        Raises:
+            WalFull, WalFailed, Stopped: as `write`.
+        """
+        with self._write_lock:
+            self._check_usable()
+            left = self._hard_state
+            through = max(1, left.term)
+            self._promise(term=through + 1, vote="", abstain_term=through)
+            self._write((), 0, 0, HardState(through + 1, "", left.commit))
+            self._sync()
+            return self._hard_state
+
+    def abstained(self) -> None:
+        """What was lost is here again, durably: vote from now on, in this life and in later ones.
+
+        Raises:
+            WalFailed, Stopped: as `write`.
+        """
+        with self._write_lock:
+            self._check_usable()
+            self._promise(abstain_term=0)
+            try:
+                clear_away(self._disk, self._directory)
+            except OSError as error:
+                raise self._fail("clear away segments in", self._directory, error) from error
 
     def _resume(self, state: Replayed) -> str:
         self._segments = state.segments
@@ -576,6 +585,8 @@ class Wal:
                         self._sync()
             finally:
                 self._spares.close()
+                if self._promises is not None:
+                    self._promises.close()
                 self._release(self._segments)
 
     def _release(self, segments: Sequence[Segment]) -> None:
@@ -585,16 +596,3 @@ class Wal:
                 self._index_changed.wait()
         for segment in segments:
             segment.file.close()
-
-
-def _read_extent(extent: Extent, lo: int, hi: int) -> tuple[bytes, int]:
-    """Return the entries `lo..hi` of one extent, verified, and the term of the last."""
-    offset, length = extent.range(lo, hi)
-    piece = extent.segment.file.pread(length, offset)
-    try:
-        first, _, last, last_term = block_range(piece)
-    except CorruptEntry as error:
-        raise WalCorrupt(f"an entry is damaged: {error}", extent.segment.file.path, offset, lo, hi) from None
-    if (first, last) != (lo, hi):
-        raise WalCorrupt(f"holds entries {first}..{last} instead", extent.segment.file.path, offset, lo, hi)
-    return piece, last_term

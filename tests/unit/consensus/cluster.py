@@ -57,6 +57,9 @@ class Disk:
     """The membership at `applied`."""
     hard_state: HardState = field(default_factory=HardState)
     applied: int = 0
+    abstains_through: int = 0
+    past: list[tuple[int, int, bytes, HardState]] = field(default_factory=list)
+    """What the log was after each write: what is left of it when all later writes are lost."""
 
     def sync(self, write: Write) -> None:
         """Make a write durable."""
@@ -67,6 +70,40 @@ class Disk:
             self.applied, self.conf_state = write.snapshot.index, write.snapshot.conf_state
         if write.block:
             self.log.append_block(write.block)
+        self.past.append((self.log.prev_index, self.log.prev_term, _contents(self.log), self.hard_state))
+
+    @property
+    def abstains(self) -> bool:
+        """Would a node that starts from this disk abstain?"""
+        return self.abstains_through > 0 and self.log.last_term <= self.abstains_through
+
+    def lose(self, count: int, *, abstain: bool) -> None:
+        """Lose the last `count` writes, though they were synced; with `abstain` do what a careful node does then."""
+        del self.past[len(self.past) - min(count, len(self.past)) :]
+        prev_index, prev_term, block, left = self.past[-1] if self.past else (0, 0, b"", HardState())
+        log = Log(prev_index, prev_term)
+        if block:
+            log.append_block(block)
+        base, base_term = self.log.prev_index, self.log.prev_term
+        if prev_index < base:
+            # No log is cut behind an entry that a later write replaces.
+            if base <= log.last_index and log.term(base) == base_term:
+                log.compact(base)
+            else:
+                log.restore(base, base_term)
+        self.log = log
+        commit = max(log.prev_index, min(left.commit, log.last_index))
+        if abstain:  # The highest term is known from its second copy.
+            self.abstains_through = self.hard_state.term
+            self.hard_state = HardState(self.hard_state.term + 1, NodeId(""), commit)
+        else:
+            self.hard_state = HardState(left.term, left.vote, commit)
+
+
+def _contents(log: Log) -> bytes:
+    if log.last_index == log.prev_index:
+        return b""
+    return b"".join(log.spans(log.first_index, log.last_index))
 
 
 class Violation(AssertionError):
@@ -87,8 +124,8 @@ class Server:
         """Begin with what the disk has."""
         disk = self.disk
         log = Log(disk.log.prev_index, disk.log.prev_term)
-        if disk.log.last_index > disk.log.prev_index:
-            log.append_block(b"".join(disk.log.spans(disk.log.first_index, disk.log.last_index)))
+        if block := _contents(disk.log):
+            log.append_block(block)
         self.log = log
         self.applied = disk.applied
         self.conf_state = disk.conf_state
@@ -100,9 +137,13 @@ class Server:
             log,
             disk.conf_state,
             disk.hard_state,
-            disk.applied,
+            # A state machine may be ahead of a log that lost its end; what comes again it has.
+            min(disk.applied, max(log.prev_index, min(disk.hard_state.commit, log.last_index)))
+            if disk.abstains_through or self.cluster.careless
+            else disk.applied,
             self.cluster.random,
             snapshot_provider=self._snapshot,
+            abstains_through=disk.abstains_through,
         )
 
     def _snapshot(self) -> SnapshotMeta | None:
@@ -192,6 +233,11 @@ class Server:
                 self.disk.sync(self.writes.popleft())
         self.up = False
 
+    def lose(self, count: int) -> None:
+        """While it is down, its last writes rot."""
+        assert not self.up
+        self.disk.lose(count, abstain=not self.cluster.careless)
+
     def sync_some(self) -> None:
         """The disk gets on."""
         for _ in range(self.cluster.random.randint(0, len(self.writes))):
@@ -222,6 +268,9 @@ class Cluster:
         self.conf_states: dict[int, ConfState] = {}
         self.refused: dict[int, str] = {}
         self.reads: dict[bytes, int] = {}
+        self.damaged: set[NodeId] = set()
+        self.careless = False
+        """Nodes that lost something go on as though it had never been there."""
         self.proposed = 0
         ids = [NodeId(f"n{number}") for number in range(1, size + 1)]
         self.ids = ids
@@ -298,6 +347,7 @@ class Cluster:
         has = {
             node: each.disk.log.prev_index >= index
             or (index <= each.disk.log.last_index and each.disk.log.term(index) == term)
+            or node in self.damaged  # It said so before it lost it.
             for node, each in self.servers.items()
         }
         state = server.core.conf_state

@@ -38,6 +38,7 @@ class Solo:
         applied: int = 0,
         snapshot: SnapshotMeta | None = None,
         log: Log | None = None,
+        abstains_through: int = 0,
         **settings: object,
     ) -> None:
         """`terms` are the terms of the entries that the log has at the start."""
@@ -54,6 +55,7 @@ class Solo:
             applied,
             Random(1),
             snapshot_provider=lambda: self.snapshot,
+            abstains_through=abstains_through,
         )
         self.read_states: list[ReadState] = []
         self.writes: list[Message] = []

@@ -18,7 +18,7 @@ from smtpraft.consensus import (
     encode_conf_change,
 )
 from smtpraft.consensus.election import TRANSFER
-from smtpraft.fastlog import ENTRY_CONF_CHANGE_V2, encode_entries
+from smtpraft.fastlog import ENTRY_CONF_CHANGE_V2, ENTRY_NORMAL, encode_entries
 from smtpraft.types import NO_NODE
 
 from .solo import N1, N2, N3, N4, Solo, of_type
@@ -387,3 +387,36 @@ def test_what_needs_a_term_is_refused_without_one() -> None:
     for kind in (VOTE, PRE_VOTE, MessageType.APP, MessageType.HEARTBEAT, MessageType.TIMEOUT_NOW):
         with pytest.raises(InvalidMessage):
             solo.receive(kind, term=0)
+
+
+def test_a_node_that_lost_part_of_its_log_refuses_until_it_has_an_entry_of_a_later_term() -> None:
+    """Raft §5.4.1: what it acknowledged up to term 3 a candidate may lack; a later leader has it (§5.4.3)."""
+    solo = Solo(terms=[1, 1], hard_state=HardState(4), abstains_through=3)
+    solo.receive(PRE_VOTE, term=9, log_term=9, index=9)
+    solo.receive(VOTE, term=5, log_term=9, index=9)
+    assert [answer.reject for answer in solo.store()] == [True, True]
+    for _ in range(50):
+        solo.core.tick()
+    assert solo.core.role is Role.FOLLOWER
+
+    old = encode_entries(3, 3, 0, ENTRY_NORMAL, [b"old"])
+    solo.receive(MessageType.APP, term=5, log_term=1, index=2, block=old)
+    states = [solo.core.abstains]
+    solo.receive(MessageType.APP, term=5, log_term=3, index=3, block=encode_entries(5, 4, 0, ENTRY_NORMAL, [b""]))
+    assert [*states, solo.core.abstains] == [True, False]
+    answers = solo.store()
+    assert [answer.index for answer in answers if answer.type is MessageType.APP_RESP][-1] == 4
+    solo.receive(VOTE, N3, term=6, log_term=5, index=4)
+    assert solo.core.vote == NO_NODE, "it hears its leader"
+    for _ in range(11):
+        solo.core.tick()
+    solo.receive(VOTE, N3, term=7, log_term=5, index=4)
+    assert solo.store()[-1].reject is False
+
+
+def test_the_leader_of_the_term_in_which_a_node_lost_something_hands_over() -> None:
+    """It may count on what is gone: only a leader elected since knows better."""
+    solo = Solo(terms=[3], hard_state=HardState(4), abstains_through=3, pre_vote=False, check_quorum=False)
+    solo.receive(MessageType.HEARTBEAT, term=3, commit=9)
+    (answer,) = solo.store()
+    assert (answer.type, answer.term, answer.reject) == (MessageType.APP_RESP, 4, False)
