@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 STEP_ENTRIES: Final = 5_000
 HELD_FACTOR: Final = 4
-"""A member that is there but slow is waited for until so many times the usual size of the log are kept for it."""
+"""A member that is there but slow is waited for until so many times the usual size of the log, or that of the snapshot
+on its way, are kept for it."""
 HELD_INTERVAL_S: Final = 60.0
 
 
@@ -109,11 +110,9 @@ class Compaction:
         if retain_index >= wanted:
             return False
         size_bytes = self._log.size_bytes(retain_index + 1, wanted)
-        options = self._options
-        too_much = (
-            size_bytes > HELD_FACTOR * options.snapshot_threshold_bytes
-            or wanted - retain_index > HELD_FACTOR * (options.max_log_entries + options.snapshot_threshold)
-        )
+        # A large snapshot takes long, and if the log did not reach back to it in the end, all would begin anew.
+        usual = max(self._options.snapshot_threshold_bytes, self._snapshots.copy_bytes)
+        too_much = size_bytes > HELD_FACTOR * usual
         now = monotonic()
         if too_much and now >= self._say_at:
             self._say_at = now + HELD_INTERVAL_S

@@ -197,6 +197,11 @@ class Snapshots:
         """Is a copy being made? What it needs may be in the log only: no entry may be forgotten meanwhile."""
         return self._freezes > 0
 
+    @property
+    def copy_bytes(self) -> int:
+        """The size of the copy that others are sent; 0 if there is none."""
+        return self._copy.info.size_bytes if self._copy is not None else 0
+
     def hold_index(self, now: float) -> int | None:
         """Return the index behind which the log is needed for whoever gets the copy; None if nobody does."""
         copy = self._copy
