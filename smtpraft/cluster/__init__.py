@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smtpraft.cluster.addresses import Peer
 from smtpraft.cluster.machine import Applied, Command, Item, NodeDown, NodeUp, Skipped, StateMachine
+from smtpraft.cluster.memory import MemoryMachine
 from smtpraft.cluster.node import Node
 from smtpraft.cluster.ports import free_port
 from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
@@ -15,6 +16,7 @@ __all__ = [
     "Applied",
     "Command",
     "Item",
+    "MemoryMachine",
     "Node",
     "NodeDown",
     "NodeId",
