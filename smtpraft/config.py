@@ -45,8 +45,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[cluster]`"""
 
     name: str = "smtpraft"
-    listen: str = "127.0.0.1:5001"  # not opened by a node without peers
+    listen: str = "127.0.0.1:5001"  # not opened by a node without peers, join and secret_file
     peers: list[str] = []
+    join: list[str] = []
     secret_file: str = ""
     election: str = "raft"
     election_timeout_ms: int = 150

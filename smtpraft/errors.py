@@ -19,5 +19,9 @@ class Stopped(SmtpRaftError):
     """The node is stopping or has stopped; nothing was handed to the cluster."""
 
 
+class Removed(SmtpRaftError):
+    """This node is no member of its cluster any more, and will not be with this data directory."""
+
+
 class Fatal(SmtpRaftError):
     """The node must not go on: a failed sync, a diverged state, a broken invariant. A node that stops loses nothing."""

@@ -3,7 +3,8 @@
     GET  /livez /readyz /healthz   probes, without a token     GET  /v1/queue            list, ?limit= ?after=
     GET  /metrics                  Prometheus                  GET  /v1/queue/ID[/body]  one message
     GET  /v1/status                this node                   POST /v1/queue/ACTION     {"ids": […]} or {"all": true}
-    POST /v1/leader/transfer       {"to": "node-2"} or {}      ACTION: hold release delete flush
+                                                               ACTION: hold release delete flush
+    /v1/members, /v1/leader        who belongs, who leads: see `members`
     /v1/kv                         the key-value map: see `keys`
 
 Nothing changes by GET. On a loopback address there is no token; then a request must name the host as an address or
@@ -27,15 +28,14 @@ from smtpraft.admin.answers import linearizable as _linearizable
 from smtpraft.admin.answers import problem as _problem
 from smtpraft.admin.answers import refusal as _refusal
 from smtpraft.admin.keys import KeyHandlers
+from smtpraft.admin.members import MemberHandlers, MemberNode
 from smtpraft.admin.metrics import CONTENT_TYPE, render
 from smtpraft.admin.views import message_view, status_view
-from smtpraft.cluster.status import NodeStatus
 from smtpraft.config import AdminSettings, ConfigError, parse_address
 from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError, Stopped
 from smtpraft.spool.client import SpoolClient
 from smtpraft.spool.keyclient import KeyValues
 from smtpraft.spool.types import MessageId, MessageNotFound, parse_message_id
-from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +44,19 @@ PAGE_MESSAGES: Final = 100
 PAGE_MESSAGES_MAX: Final = 1000
 IDS_MAX: Final = 10_000
 ANSWER_S: Final = 4.0  # below the five seconds that command lines wait
+CHANGE_S: Final = 14.0  # below the fifteen that `smtpraft member` waits
 HEALTH_TIMEOUT_S: Final = 2.0
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class AdminNode(Protocol):
+class AdminNode(MemberNode, Protocol):
     """What the API needs of `cluster.Node`."""
-
-    def status(self) -> NodeStatus: ...
 
     def has_quorum(self) -> bool: ...
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int: ...
-
-    async def transfer_leadership(self, to: NodeId | None = None) -> NodeId | None: ...
 
 
 class Admin:
@@ -87,6 +84,7 @@ class Admin:
         self._node = node
         self._client = client
         self._key_handlers = KeyHandlers(keys)
+        self._member_handlers = MemberHandlers(node)
         self._digest = digest
         self._compiled = compiled
         self._metrics = metrics
@@ -112,8 +110,8 @@ class Admin:
                 web.get("/v1/queue/{id}", self._get_message),
                 web.get("/v1/queue/{id}/body", self._get_body),
                 web.post("/v1/queue/{action:hold|release|delete|flush}", self._post_action),
-                web.post("/v1/leader/transfer", self._post_transfer),
                 *self._key_handlers.routes(),
+                *self._member_handlers.routes(),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -138,7 +136,7 @@ class Admin:
         try:
             if request.path not in _PROBES:
                 self._check_access(request)
-            async with asyncio.timeout(None if request.path.endswith("/body") else ANSWER_S):
+            async with asyncio.timeout(_patience_s(request.path)):
                 return await handler(request)
         except web.HTTPException as error:
             if error.status < 400 or error.content_type == "application/json":
@@ -282,17 +280,12 @@ class Admin:
                 known.append(message)
         return known, unknown
 
-    async def _post_transfer(self, request: web.Request) -> web.Response:
-        content = await _content(request)
-        to = content.get("to")
-        before = self._node.status()
-        if to is not None and to not in before.voters:
-            return _problem(400, f"{to!r} is no voter of this cluster")
-        chosen = await self._node.transfer_leadership(NodeId(to) if to else None)
-        if chosen is None:
-            return _problem(503, "nobody took leadership over")
-        log.info("leadership transferred from=%s to=%s", before.leader_id, chosen)
-        return web.json_response({"from": before.leader_id or None, "to": chosen})
+
+def _patience_s(path: str) -> float | None:
+    """Return how long a request may take: a message's content as long as it needs, a change of the members longer."""
+    if path.endswith("/body"):
+        return None
+    return CHANGE_S if path.startswith("/v1/members/") else ANSWER_S
 
 
 def _message_id(request: web.Request) -> MessageId:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 
 import msgspec
 
@@ -15,14 +17,14 @@ from smtpraft.cluster.secret import read_secret
 from smtpraft.config import Config, ConfigError
 
 
-def load_or_fail(path: str | None) -> Loaded:
-    """Return the settings.
+def load_or_fail(path: str | None, override: Mapping[str, str] | None = None) -> Loaded:
+    """Return the settings; `override` are variables that count more than those of the environment.
 
     Raises:
         CommandError: CONFIG, with one line for each thing that is wrong.
     """
     try:
-        return load(path)
+        return load(path, os.environ | dict(override or {}))
     except ConfigError as error:
         raise CommandError(Exit.CONFIG, *error.problems) from None
 

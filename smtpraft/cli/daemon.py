@@ -33,11 +33,12 @@ from smtpraft.admin.views import QUEUE_STATES
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.gauges import delivery_metrics, smtp_metrics, wal_metrics
 from smtpraft.cluster.addresses import parse_listen, parse_peers
+from smtpraft.cluster.joining import CannotJoin
 from smtpraft.cluster.node import Node
 from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
 from smtpraft.config import Config, ConfigError
 from smtpraft.delivery.delivery import Delivery
-from smtpraft.errors import Fatal, SmtpRaftError
+from smtpraft.errors import Fatal, Removed, SmtpRaftError
 from smtpraft.fastlog import COMPILED
 from smtpraft.smtp import SmtpServer
 from smtpraft.spool.client import SpoolClient
@@ -71,7 +72,7 @@ def node_options(config: Config, secret: bytes | None) -> NodeOptions:
     node_id = parse_node_id(config.node.id)
     others = parse_peers(cluster.peers, node_id)
     shared = {field.name for field in dataclasses.fields(NodeOptions)} & set(cluster.__struct_fields__)
-    given = {name: getattr(cluster, name) for name in shared - {"listen", "peers"}}
+    given = {name: getattr(cluster, name) for name in shared - {"listen", "peers", "join"}}
     return NodeOptions(
         node_id=node_id,
         data_dir=str(Path(config.node.data_dir).resolve()),
@@ -79,6 +80,7 @@ def node_options(config: Config, secret: bytes | None) -> NodeOptions:
         cluster_name=cluster.name,
         listen=parse_listen(cluster.listen),
         peers=others,
+        join=tuple(parse_listen(text, "cluster.join") for text in cluster.join),
         secret=secret,
         **given,
     )
@@ -215,7 +217,11 @@ class Daemon:
     # ---- run ----
 
     async def _watch_node(self) -> None:
-        raise await self.node.wait_failed()
+        error = await self.node.wait_failed()
+        if not isinstance(error, Removed):
+            raise error
+        log.warning("%s: it stops, and will not start again with this data directory", error)
+        self._stop.set()
 
     async def _watch_delivery(self) -> None:
         raise PartDied("delivery") from await self._delivery_error
@@ -272,11 +278,11 @@ class Daemon:
 
     async def _drain(self) -> None:
         self.admin.draining = True
-        if self.node.is_leader and self.config.cluster.peers:
+        if self.node.is_leader and self.node.has_others:
             with contextlib.suppress(SmtpRaftError):
                 await self.node.transfer_leadership()  # first, so that the messages under way commit without a pause
         await asyncio.gather(self.delivery.drain(DRAIN_S), self.smtp.drain(DRAIN_S))
-        if self.config.cluster.peers:
+        if self.node.has_others:
             await asyncio.sleep(LINGER_S)
 
     async def _stop_node(self) -> None:
@@ -300,7 +306,7 @@ async def _explained(setting: str, address: str) -> AsyncIterator[None]:
             os.strerror(number) if number > 0 else error.strerror or str(error)
         )  # loops put sentences into strerror
         raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}") from None
-    except DirectoryInUse as error:
+    except (DirectoryInUse, CannotJoin) as error:
         raise CommandError(Exit.UNAVAILABLE, str(error)) from None
     except (IdentityMismatch, ConfigError) as error:
         raise CommandError(Exit.CONFIG, str(error)) from None

@@ -73,6 +73,9 @@ def build_parser() -> _Parser:
     configured.add_argument("-c", "--config", metavar="FILE", help="TOML file (SMTPRAFT_CONFIG; none: the defaults)")
 
     serve = commands.add_parser("serve", parents=[configured], help="run a node")
+    serve.add_argument(
+        "--join", metavar="HOST:PORT,…", help="cluster addresses of members: with an empty data directory, join theirs"
+    )
     serve.set_defaults(command=_serve)
 
     status = commands.add_parser("status", parents=[remote], help="the state of the nodes")
@@ -85,6 +88,12 @@ def build_parser() -> _Parser:
     transfer = leader.add_parser("transfer", parents=[remote], help="to NODE, or to the one that is furthest")
     transfer.add_argument("node", metavar="NODE", nargs="?")
     transfer.set_defaults(command=_remote("transfer"))
+    down = leader.add_parser("step-down", parents=[remote], help="to the one that is furthest, and stand aside")
+    down.add_argument("--seconds", metavar="S", type=_seconds, default=10.0, help="do not stand for election (10)")
+    down.set_defaults(command=_remote("step_down"))
+    forget = leader.add_parser("forget", parents=[remote], help="the first endpoint may vote for another at once")
+    forget.set_defaults(command=_remote("forget"))
+    _add_member(commands, remote)
 
     _add_queue(commands, remote)
     _add_kv(commands, remote)
@@ -154,6 +163,28 @@ def _add_kv(commands: _Commands, remote: _Parser) -> None:
     listing.set_defaults(command=_remote("kv_list"))
 
 
+def _add_member(commands: _Commands, remote: _Parser) -> None:
+    member = commands.add_parser("member", help="look at the members of the cluster and change them")
+    actions = member.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", parents=[remote], help="who votes, who listens, how far they are")
+    listing.set_defaults(command=_remote("list_members"))
+    add = actions.add_parser("add", parents=[remote], help="admit nodes that were started with --join")
+    add.add_argument("members", metavar="ID=HOST:PORT", nargs="+", help="the node's cluster.listen, as others reach it")
+    add.add_argument("--learner", action="store_true", help="never give it a vote by itself")
+    add.set_defaults(command=_remote("change_members"), operation="add", command_timeout=15.0)
+    for operation, text in (
+        ("promote", "give a learner its vote now"),
+        ("remove", "let a node go for good"),
+        ("replace", "admit the new data directory of a node that lost the old one"),
+    ):
+        action = actions.add_parser(operation, parents=[remote], help=text)
+        action.add_argument("node", metavar="NODE")
+        if operation == "replace":
+            action.add_argument("address", metavar="HOST:PORT", nargs="?", help="if it is not what it was")
+        action.add_argument("--force", action="store_true", help="insist on what is declined as unwise")
+        action.set_defaults(command=_remote("change_members"), operation=operation, command_timeout=15.0)
+
+
 def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> None:
     config = commands.add_parser("config", help="check and show the settings")
     actions = config.add_subparsers(metavar="ACTION", required=True)
@@ -204,12 +235,12 @@ def _seconds(text: str) -> float:
 def _serve(arguments: argparse.Namespace) -> int:
     from smtpraft.cli.serve import serve
 
-    return serve(arguments.config)
+    return serve(arguments.config, arguments.join)
 
 
 def _remote(function: str) -> Command:
     def run(arguments: argparse.Namespace) -> int:
-        from smtpraft.cli import kv, queue, status
+        from smtpraft.cli import kv, member, queue, status
         from smtpraft.cli.client import Client, endpoints_from, token_from
 
         client = Client(
@@ -218,7 +249,11 @@ def _remote(function: str) -> Command:
         commands: dict[str, Callable[[Client, argparse.Namespace], int]] = {
             "status": status.status,
             "health": status.health,
-            "transfer": status.transfer,
+            "transfer": member.transfer,
+            "step_down": member.step_down,
+            "forget": member.forget,
+            "list_members": member.list_members,
+            "change_members": member.change,
             "list_messages": queue.list_messages,
             "show": queue.show,
             "change": queue.change,

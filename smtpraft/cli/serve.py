@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import json
 import logging
 import resource
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from smtpraft.cli import logs
 from smtpraft.cli.configuration import load_or_fail, read_secrets
 from smtpraft.cli.daemon import Daemon
 from smtpraft.cli.exits import CommandError, Exit
+from smtpraft.cli.settings import JOIN_VARIABLE
 from smtpraft.config import Config, ConfigError
 from smtpraft.fastlog import COMPILED
 
@@ -22,15 +24,15 @@ log = logging.getLogger(__name__)
 OPEN_FILES_WANTED: Final = 65_536
 
 
-def serve(path: str | None) -> int:
-    """Run a node until it is told to stop; return the exit status.
+def serve(path: str | None, join: str | None = None) -> int:
+    """Run a node until it is told to stop; return the exit status. `join` takes the place of `cluster.join`.
 
     Raises:
         CommandError: it cannot start: CONFIG for what an operator must change, UNAVAILABLE for what others hold.
     """
     if not __debug__:
         raise CommandError(Exit.CONFIG, "python -O removes the assertions that guard the queue: start without -O")
-    loaded = load_or_fail(path)
+    loaded = load_or_fail(path, {} if join is None else {JOIN_VARIABLE: json.dumps(join.split(","))})
     logs.configure(loaded.config.log.level, loaded.config.log.format)
     faulthandler.enable()
     _raise_open_files()

@@ -18,7 +18,7 @@ from typing import Final, get_type_hints
 
 import msgspec
 
-from smtpraft.cluster.addresses import parse_listen, parse_peers
+from smtpraft.cluster.addresses import Peer, parse_listen, parse_peers
 from smtpraft.cluster.secret import check_secret_policy
 from smtpraft.config import (
     Address,
@@ -35,6 +35,7 @@ from smtpraft.types import NodeId
 
 ENVIRONMENT_PREFIX: Final = "SMTPRAFT_"
 ENVIRONMENT_FILE: Final = "SMTPRAFT_CONFIG"
+JOIN_VARIABLE: Final = "SMTPRAFT_CLUSTER__JOIN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,9 @@ def _part_problems(config: Config) -> Iterator[str]:
         for peer in others:
             if (peer.host, peer.port) == listen:
                 yield f"cluster.peers: {str(peer)!r} has the address of this node itself (cluster.listen)"
-        if others and not cluster.secret_file:
-            check_secret_policy(None, listen, others)
+        seeds = [Peer(NodeId("cluster.join"), *parse_listen(text, "cluster.join")) for text in cluster.join]
+        if (others or seeds) and not cluster.secret_file:
+            check_secret_policy(None, listen, [*others, *seeds])
     except ConfigError as error:
         yield str(error)
     try:
@@ -108,7 +110,7 @@ def _part_problems(config: Config) -> Iterator[str]:
 def _listen_problems(config: Config) -> Iterator[str]:
     """Yield the listeners that cannot all be opened."""
     wanted = [("smtp.listen", text) for text in config.smtp.listen] + [("admin.listen", config.admin.listen)]
-    if config.cluster.peers:
+    if config.cluster.peers or config.cluster.join or config.cluster.secret_file:
         wanted.insert(0, ("cluster.listen", config.cluster.listen))
     taken: dict[Address, str] = {}
     for setting, text in wanted:

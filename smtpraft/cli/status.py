@@ -1,4 +1,4 @@
-"""`smtpraft status`, `smtpraft health`, `smtpraft leader transfer`: the state of the nodes."""
+"""`smtpraft status` and `smtpraft health`: the state of the nodes."""
 
 from __future__ import annotations
 
@@ -122,18 +122,3 @@ def health(client: Client, arguments: Namespace) -> int:
             else:
                 print(f"{endpoint} is healthy: confirmed by a quorum: took = {took_s * 1000:.2f}ms")
     return failed
-
-
-def transfer(client: Client, arguments: Namespace) -> int:
-    """Hand leadership to another node."""
-    body: Json = {"to": arguments.node} if arguments.node else {}
-    answer = client.request("POST", "/v1/leader/transfer", body, next_on=(409, 503))
-    if answer.status != 200:
-        status = Exit.USAGE if answer.status == 400 else Exit.TEMPFAIL
-        raise CommandError(status, f"{answer.endpoint}: {answer.error()}")
-    facts = answer.json()
-    if arguments.write_out == "json":
-        print_json(facts)
-    else:
-        print(f"Leadership transferred from {facts.get('from')} to {facts.get('to')}")
-    return Exit.OK

@@ -65,7 +65,7 @@ def parse_peer(entry: str) -> Peer:
     name, equals, address = entry.strip().partition("=")
     if not equals:
         name, address = "", name
-    host, port = _split_address(address.strip(), f"cluster.peers: {entry!r}")
+    host, port = split_address(address.strip(), f"cluster.peers: {entry!r}")
     if not equals:
         name = host
         if ":" in host or _LOOKS_LIKE_IPV4.fullmatch(host):
@@ -83,7 +83,7 @@ def parse_listen(address: str, setting: str = "cluster.listen") -> tuple[str, in
     Raises:
         ConfigError: it is not HOST:PORT, or the port is out of range.
     """
-    return _split_address(address.strip(), f"{setting}: {address!r}")
+    return split_address(address.strip(), f"{setting}: {address!r}")
 
 
 def format_address(host: str, port: int) -> str:
@@ -109,7 +109,12 @@ def is_explicit(host: str) -> bool:
         return False
 
 
-def _split_address(address: str, where: str) -> tuple[str, int]:
+def split_address(address: str, where: str) -> tuple[str, int]:
+    """Return (host, port) of HOST:PORT; `where` begins the text of an error.
+
+    Raises:
+        ConfigError: it is not that.
+    """
     if address.startswith("["):
         host, bracket, port_text = address[1:].partition("]")
         if not bracket or not port_text.startswith(":"):

@@ -119,13 +119,18 @@ class Admission:
             self._begin(Standing.ADMITTED, ConfState())
         return self.taking_part
 
+    def removed(self) -> None:
+        """The cluster has let this node go: it must never take part again with this data directory."""
+        self._identity.record(Standing.REMOVED)
+
     def waits_for(self) -> str:
         """Return one line: whom this node waits for, why, and what to do."""
         if self._options.join:
             at = self._transport.address or "HOST:PORT"
             return (
-                f"waiting to be admitted: run smtpraft member add {self._options.node_id}={at} on the cluster; "
-                "this node takes no part until then"
+                f"waiting to be admitted: run smtpraft member add {self._options.node_id}={at} on the cluster "
+                f"(smtpraft member replace {self._options.node_id}, if it is a member that has lost its disk); this "
+                "node takes no part until then"
             )
         missing = ", ".join(f"{node} ({self._reason(node)})" for node in self._founding.missing)
         return (

@@ -170,7 +170,7 @@ class Applier:
         result.open_sessions = self._sessions.open_sessions()
         members = self._sessions.members
         if members.founded:
-            result.changes = [Changed(members.index, None, members.conf_state, dict(members.by_id))]
+            result.changes = [members.restored()]
         own = self._sessions.of_node(self._node)
         if own is None:
             result.overtaken = (0, 0, frozenset())

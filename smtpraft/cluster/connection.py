@@ -6,6 +6,8 @@ belong to the connection itself (the head is all there is, big endian):
     240 PING    nothing         from the dialler, one at a time
     241 PONG    nothing         the answer
     242 CLOSE   text (UTF-8)    either side, before it closes for a reason of its own while its process lives on
+    243 ANSWER  see `asking.py` to a dialler that wants to know who is here, and then the connection is closed
+    244 REMOVED index u64       to a dialler that is a member no more since that entry, likewise
 
 A kernel that answers is no proof of a process that works, and a silent path tells nobody anything. So a connection
 counts as dead when, for `silence_limit_s`, neither a byte came back nor, while bulk still waits in front of our ping,
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 FRAME_PING: Final = 240
 FRAME_PONG: Final = 241
 FRAME_CLOSE: Final = 242
+FRAME_REMOVED: Final = 244
 
 CONTROL_FRAME_BYTES_MAX: Final = 16 * 1024
 CONTROL_BUFFER_BYTES_MAX: Final = 64 * 1024
@@ -61,6 +64,9 @@ class Owner(Protocol):
 
     def lost(self, connection: Connection) -> None:
         """The connection is down; `failure`, `by_peer` and `refusal` say why."""
+
+    def told_removed(self, connection: Connection, index: int) -> None:
+        """The other side, which is a member, says that this node is none since the entry at `index`."""
 
     def failed(self, error: Exception) -> None:
         """A bug, ours or the receiver's: the node must not go on as if nothing had happened."""
@@ -176,6 +182,12 @@ class Connection(asyncio.Protocol):
             self._close_after(encode_frame(FRAME_CLOSE, text))
         else:
             self._transport.abort()
+
+    def dismiss(self, last_words: bytes, failure: str) -> None:
+        """Send one last frame to whoever dialled, and close."""
+        if not self.failure:
+            self.failure = failure
+            self._close_after(last_words)
 
     def finish(self) -> None:
         """Send what is buffered, then close. The caller waits for `closed`, not for ever, and aborts."""
@@ -330,6 +342,8 @@ class Connection(asyncio.Protocol):
         elif type == FRAME_PONG and not head and self._ping_end:
             self._ping_end = 0
             self.round_trip_s = time.monotonic() - self._pinged_at
+        elif type == FRAME_REMOVED and len(head) == 8 and self.dialled:
+            self._owner.told_removed(self, int.from_bytes(head, "big"))
         elif type == FRAME_CLOSE:
             self.failure = f"closed by peer: {head.decode('utf-8', 'replace')[:_CLOSE_TEXT_BYTES_MAX]!r}"
             self._transport.abort()

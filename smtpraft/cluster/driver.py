@@ -27,23 +27,22 @@ from typing import Final
 from smtpraft import fastlog
 from smtpraft.cluster import envelope, retention, wire
 from smtpraft.cluster.abstention import Abstention, where_to_begin
-from smtpraft.cluster.admission import Admission, first_members
+from smtpraft.cluster.admission import first_members
 from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
-from smtpraft.cluster.founding import FRAME_FOUNDING
+from smtpraft.cluster.enrolment import Enrolment
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.machine import StateMachine
 from smtpraft.cluster.outbound import Outbound
 from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.reads import Reads
-from smtpraft.cluster.roster import Roster
+from smtpraft.cluster.requests import Handler
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
 from smtpraft.cluster.snapshot_format import SNAPSHOT_FRAMES
 from smtpraft.cluster.snapshots import Snapshots
-from smtpraft.cluster.steward import Steward
 from smtpraft.cluster.transport import Transport
 from smtpraft.consensus import (
     InvalidMessage,
@@ -56,7 +55,7 @@ from smtpraft.consensus import (
     Role,
 )
 from smtpraft.consensus.messages import APPEND_THREAD, APPLY_THREAD
-from smtpraft.errors import Stopped
+from smtpraft.errors import Removed, Stopped
 from smtpraft.storage import HardState, Identity, Standing, Wal, WalWriter
 from smtpraft.types import NO_NODE, NodeId
 
@@ -77,6 +76,7 @@ class Driver:
         wal: Wal,
         stored: HardState,
         identity: Identity,
+        carry_out: Handler,
         failed: asyncio.Future[BaseException],
         snapshot_files: SnapshotFiles,
     ) -> None:
@@ -91,8 +91,7 @@ class Driver:
         self.failed = failed
         self.entries = entries
         self.wal = wal
-        self.elections_started = 0
-        self.leader_changes = 0
+        self.elections_started = self.leader_changes = 0
         self.loop_lag_s = 0.0
         self.proposals = Proposals(self.id, max_pending_bytes=options.max_pending_bytes)
         self.reads = Reads(secrets.token_bytes(8))
@@ -104,14 +103,13 @@ class Driver:
         self._applying: deque[Message] = deque()
         self._role = Role.FOLLOWER
         self._leader = NO_NODE
-        self._newest_stamp = 0
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = 0.0
-        self._leader_started_index = 0
-        self._leader_since = 0.0
+        self._leader_started_index = self._newest_stamp = 0
+        self._leader_since = self.stand_aside_until = 0.0
         self._disk_reported = False
-        self._contact_window_s = 2 * options.election_timeout_ms / 1000
         self._read_lease_s = options.read_lease_ms / 1000
+        self.contact_window_s = 2 * options.election_timeout_ms / 1000
 
         deliver = self._loop.call_soon_threadsafe
         self.reader = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="smtpraft-read")
@@ -131,7 +129,7 @@ class Driver:
             self.id,
             conf_state,
             lease_s=options.lease_ms / 1000,
-            grant_window_s=self._contact_window_s,
+            grant_window_s=self.contact_window_s,
             digest_at=machine.digest_at,
         )
         self.heartbeats.sessions = sessions
@@ -163,16 +161,19 @@ class Driver:
             takes_part=identity.facts.standing is not Standing.FRESH,
             on_failure=self.fail,
         )
-        self.roster = Roster(
-            self.id,
+        self.enrolment = Enrolment(
+            options,
+            identity,
             members,
-            founded=self.applier.members.founded,
+            self.applier.members,
             core=self.core,
+            entries=entries,
             heartbeats=self.heartbeats,
             transport=self.transport,
+            carry_out=carry_out,
+            on_joined=self.proposals.open_wanted,
+            on_failure=self.fail,
         )
-        self.admission = Admission(options, identity, self.transport, self.roster.begin)
-        self.steward = Steward(self.id, self.core, self.roster, self.transport, self.admission)
         self._outbound = Outbound(
             self.transport,
             entries,
@@ -186,14 +187,12 @@ class Driver:
     async def start(self) -> None:
         """Open the port, start the clock, ask for a session."""
         self.snapshots.start(self.core, self.transport)
-        if self.roster.has_others or self.options.join or self.options.secret is not None:
+        if self.enrolment.roster.has_others or self.options.join or self.options.secret is not None:
             await self.transport.start()
-        self.proposals.open_wanted()
         self._running = True
         self._next_tick = monotonic() + self.options.tick_ms / 1000
         self._tick_handle = self._loop.call_later(self.options.tick_ms / 1000, self._tick)
-        self.guard(self.admission.start)
-        self.guard(self.roster.campaign_if_alone)
+        self.guard(self.enrolment.start)
 
     async def close(self) -> None:
         """Stop everything; whoever waits is told. What is being written or applied is finished."""
@@ -204,6 +203,7 @@ class Driver:
         self._tell_turned()
         self._outbound.close()
         await self.snapshots.close()
+        self.enrolment.requests.close()
         await self.transport.close()
         await asyncio.to_thread(self.applier.close)
         await asyncio.to_thread(self.writer.close)
@@ -254,8 +254,8 @@ class Driver:
         """Return whether a proposal made now would likely commit: there is a leader, and contact is recent."""
         now = monotonic()
         if self.core.role is Role.LEADER:
-            return now - self.heartbeats.quorum_contact_at(now) <= self._contact_window_s
-        return self.core.leader_id != NO_NODE and now - self.heartbeats.leader_contact_at <= self._contact_window_s
+            return now - self.heartbeats.quorum_contact_at(now) <= self.contact_window_s
+        return self.core.leader_id != NO_NODE and now - self.heartbeats.leader_contact_at <= self.contact_window_s
 
     def _read_lease_held(self) -> bool:
         """As leader: has a majority promised lately to vote for nobody else? By the clock of this moment."""
@@ -289,7 +289,7 @@ class Driver:
     def peer_lost(self, peer: NodeId, reset: bool) -> None:
         """`peer` cannot be reached."""
         log.info("lost peer=%s reset=%s", peer, reset)
-        self.admission.lost(peer)
+        self.enrolment.lost(peer)
         if self._running:
             self.guard(lambda: self.core.report_unreachable(peer))
 
@@ -344,7 +344,7 @@ class Driver:
         now = monotonic()
         if core.role is Role.LEADER:
             # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
-            fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self._contact_window_s
+            fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self.contact_window_s
             payloads = self.proposals.take(now, core.term) if fresh else []
             if self._forwarded:
                 payloads.extend(payload for _, payload in self._forwarded)
@@ -425,7 +425,7 @@ class Driver:
         if result.opened is not None:
             self.proposals.session_opened(*result.opened)
         for changed in result.changes:
-            self.roster.change(changed)
+            self.enrolment.roster.change(changed)
         self.reads.applied(result.last)
         for _ in range(result.batches):
             for response in self._applying.popleft().responses:
@@ -436,11 +436,9 @@ class Driver:
 
     def _receive(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
         for kind, head, tail in frames:
-            if kind == FRAME_FOUNDING:
-                self.admission.hear(peer, head)
-            elif not self.admission.admitted_by(peer):
-                continue  # this node is nobody yet: it has no vote, and nothing to answer
-            elif kind == fastlog.FRAME_HEARTBEAT:
+            if not self.enrolment.receive(peer, kind, head):
+                continue  # no message of Raft, or this node is nobody yet: it has no vote, and nothing to answer
+            if kind == fastlog.FRAME_HEARTBEAT:
                 message, accepted = self.heartbeats.decode(peer, head)
                 self.step(message)
                 if self.core.leader_id == peer and self.core.term == message.term:
@@ -499,15 +497,16 @@ class Driver:
         # After a pause the missed ticks are not made up: a burst of them would look like a silent leader.
         self._next_tick = max(self._next_tick + tick_s, now + tick_s / 2)
         self._tick_handle = self._loop.call_later(self._next_tick - now, self._tick)
-        self.guard(self.core.tick if self.admission.taking_part else self.admission.tick)
+        admission = self.enrolment.admission
+        self.guard(self.core.tick if admission.taking_part else admission.tick)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)
             self.guard(lambda: self._judge_leases(now))
             self.guard(self._judge_disk)
-            self.guard(lambda: self.steward.sweep(now))
             self.snapshots.sweep(now)
             self.guard(lambda: self._abstention.watch(self.durable_index))
+            self.guard(lambda: self.enrolment.steward.sweep(now))
 
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""
@@ -525,10 +524,11 @@ class Driver:
         Followers may sync what this node cannot, so heartbeats alone would keep alive a leader that holds everybody up.
         """
         age_s = self.writer.oldest_unsynced_age_s()
-        self.core.barred = age_s > self._contact_window_s  # it still votes, but does not campaign
-        if not self.core.barred:
+        hangs = age_s > self.contact_window_s
+        self.core.barred = hangs or monotonic() < self.stand_aside_until  # it still votes, but does not campaign
+        if not hangs:
             self._disk_reported = False
-        if not self.core.barred or self.core.role is not Role.LEADER:
+        if not hangs or self.core.role is not Role.LEADER:
             return
         lag_ms = self.heartbeats.disk_lag_ms
         healthy = [node for node in lag_ms if lag_ms[node] < age_s * 500 and self.transport.connected(node)]
@@ -572,7 +572,8 @@ class Driver:
     def fail(self, error: BaseException) -> None:
         """Stop taking part: a node that stops loses nothing, a node that goes on might."""
         if not self.failed.done():
-            log.error("failed node=%s reason=%s: %s", self.id, type(error).__name__, error, exc_info=error)
+            if not isinstance(error, Removed):
+                log.error("failed node=%s reason=%s: %s", self.id, type(error).__name__, error, exc_info=error)
             self.failed.set_result(error)
             self.heartbeats.holder.give_up()
             self._nobody_waits()

@@ -19,6 +19,8 @@ CHALLENGE are ignored, but proven too. A node of a release without directories s
 lost its disk is somebody else, whatever it calls itself. Each side refuses another directory than the one that it knows
 the node by. `wanted directory` 0: the dialler takes any.
 
+Channel 255 asks who is there, and of which cluster: whoever knows the secret is told, in one frame (see `asking.py`).
+
 - The secret never travels. Each side proves it over both nonces and everything said before, so an answer recorded
   earlier is worth nothing, nor can a version, a channel or an id be changed on the way. The labels differ by direction,
   so a node's own proof cannot be reflected to it.
@@ -47,6 +49,9 @@ from smtpraft.types import NodeId, parse_node_id
 VERSION_MIN: Final = 1
 VERSION_MAX: Final = 1
 """The protocol versions that this release speaks: frames and messages as in `wire.py`."""
+
+ASK: Final = 255
+"""Instead of a channel: the dialler wants no connection but an answer, from whoever it is."""
 
 HANDSHAKE_TIMEOUT_S: Final = 5.0  # two round trips; anything slower is not a peer that could take part in an election
 
@@ -171,6 +176,10 @@ class Established:
     """Accepted: where the peer is reached, as it says."""
     dialled: str = ""
     """Accepted: where the peer reaches us."""
+    asks: bool = False
+    """Accepted: the peer only wants to know who is here."""
+    removed_index: int = 0
+    """Accepted: the peer was removed from the cluster by this entry, and need only be told so."""
 
 
 class Dialler:
@@ -180,7 +189,7 @@ class Dialler:
         self,
         identity: Identity,
         peer: NodeId,
-        channel: Channel,
+        channel: Channel | int,
         *,
         wanted: int = 0,
         dialled: str = "",
@@ -251,7 +260,7 @@ class Dialler:
                 self._peer,
                 self._incarnation,
                 self._version,
-                self._channel,
+                Channel(self._channel) if self._channel != ASK else Channel.CONTROL,
                 self._buffer,
                 self._directory,
                 self._takes_part,
@@ -263,6 +272,13 @@ class Dialler:
         message, self._buffer = _split(self._buffer, kind)
         return message
 
+    def _check_node(self, node: NodeId) -> None:
+        own = self._identity
+        if node == own.node:
+            raise _refusal(Reason.SELF, f"the address of {self._peer} leads to a node that is {own.node}, as we are")
+        if node != self._peer:
+            raise _refusal(Reason.WRONG_NODE, f"dialled {self._peer}, but {node} answered")
+
     def _check_challenge(self, message: bytes) -> None:
         own = self._identity
         body = message[_HEADER.size :]
@@ -271,10 +287,7 @@ class Dialler:
         version, auth, incarnation, _ = _CHALLENGE.unpack_from(body)
         node, end = _unpack_id(body, _CHALLENGE.size)
         directory, takes_part, _ = _unpack_directory(body, end)
-        if node == own.node:
-            raise _refusal(Reason.SELF, f"the address of {self._peer} leads to a node that is {own.node}, as we are")
-        if node != self._peer:
-            raise _refusal(Reason.WRONG_NODE, f"dialled {self._peer}, but {node} answered")
+        self._check_node(node)
         if not own.version_min <= version <= own.version_max:
             raise _refusal(
                 Reason.VERSION, f"{node} chose version {version}, we speak {own.version_min} to {own.version_max}"
@@ -287,17 +300,31 @@ class Dialler:
         self._takes_part = takes_part
 
 
+class Asker(Dialler):
+    """A dialler that does not know whom it will find, nor in which cluster; `established.peer` says."""
+
+    def __init__(self, identity: Identity, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        super().__init__(identity, identity.node, ASK, random_bytes=random_bytes)
+
+    def _check_node(self, node: NodeId) -> None:
+        if node == self._identity.node:
+            raise _refusal(Reason.SELF, f"the node that answered is {node}, as we are")
+        self._peer = node
+
+
 class Acceptor:
     """The side that was dialled and will receive.
 
     `peers` are the nodes that may connect, with the incarnation of the data directory that each must have (0: any).
-    Others may if they want the very directory that this node has: somebody told them of it.
+    Others may if they want the very directory that this node has: somebody told them of it. `removed` are nodes that
+    were members with that directory, and the index of the entry that removed each: they are to be told.
     """
 
     def __init__(
         self,
         identity: Identity,
         peers: Mapping[NodeId, int],
+        removed: Mapping[tuple[NodeId, int], int] | None = None,
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
@@ -306,6 +333,7 @@ class Acceptor:
         """Who the other side says it is, for the log; proven only once `established`."""
         self._identity = identity
         self._peers = peers
+        self._removed = removed or {}
         self._random_bytes = random_bytes
         self._buffer = b""
         self._hello = b""
@@ -317,6 +345,8 @@ class Acceptor:
         self._takes_part = False
         self._wanted = 0
         self._addresses = ("", "")
+        self._asks = False
+        self._removed_index = 0
 
     def start(self) -> bytes:
         """Return the bytes to send first: none, the dialler begins."""
@@ -362,6 +392,8 @@ class Acceptor:
             self._takes_part,
             self._wanted,
             *self._addresses,
+            asks=self._asks,
+            removed_index=self._removed_index,
         )
         self._buffer = b""
         return _message(
@@ -384,6 +416,16 @@ class Acceptor:
                 f"no common protocol version: {own.node} speaks {own.version_min} to {own.version_max}, "
                 f"{node} speaks {version_min} to {version_max}",
             )
+        _check_auth(own, auth, node)
+        self._incarnation = incarnation
+        self._version = version
+        if channel == ASK:
+            self._asks = True
+            return
+        try:
+            self._channel = Channel(channel)
+        except ValueError:
+            raise _refusal(Reason.CHANNEL, f"{node} wants channel {channel}, which {own.node} does not have") from None
         if cluster_id != own.cluster_id:
             raise _refusal(
                 Reason.CLUSTER,
@@ -406,19 +448,15 @@ class Acceptor:
                 f"{node} knows {own.node} with data directory {wanted_directory:016x}, this one is "
                 f"{own.directory:016x}: {_REPLACE.format(own.node)}",
             )
+        self._removed_index = self._removed.get((node, directory), 0)
+        if self._removed_index:
+            return
         if node not in self._peers and not wanted_directory:
             raise _refusal(
                 Reason.UNKNOWN_NODE,
                 f"{own.node} does not know {node}: it is not among its peers, nor a member (smtpraft member add)",
             )
         _check_directory(node, directory, self._peers.get(node, 0))
-        _check_auth(own, auth, node)
-        try:
-            self._channel = Channel(channel)
-        except ValueError:
-            raise _refusal(Reason.CHANNEL, f"{node} wants channel {channel}, which {own.node} does not have") from None
-        self._incarnation = incarnation
-        self._version = version
         self._directory = directory
         self._takes_part = takes_part
         self._wanted = wanted_directory

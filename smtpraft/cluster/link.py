@@ -7,14 +7,36 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from smtpraft.cluster.addresses import Peer
 from smtpraft.cluster.connection import Connection
 from smtpraft.cluster.handshake import KEPT_CHANNELS, Channel
+from smtpraft.types import NodeId
 
 LOG_INTERVAL_S: Final = 30.0
 _LOG_KEYS_MAX: Final = 256
+
+
+class Receiver(Protocol):
+    """The driver's side. Called on the loop's thread; must not block.
+
+    A CorruptFrame or CorruptEntry that `frames_received` raises ends that connection; any other exception is a bug and
+    goes to `on_failure`.
+    """
+
+    def frames_received(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
+        """All frames of one read, in order: (type, head, tail)."""
+
+    def peer_connected(self, peer: NodeId) -> None:
+        """Both of our connections to `peer` are up now, and were not both before."""
+
+    def peer_lost(self, peer: NodeId, reset: bool) -> None:
+        """One connection to or from `peer` went down; once for each.
+
+        `reset`: the other side's kernel said so, that is, its process closed it or died. Otherwise it fell silent, or
+        we closed it.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class Changed:
     change: ConfChangeV2 | None
     conf_state: ConfState
     members: dict[NodeId, Member]
+    removed: dict[tuple[NodeId, int], int]
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -119,7 +120,7 @@ class Members:
         self._membership = Membership.restore(ConfState(voters=tuple(member.id for member in members)))
         self.by_id = {member.id: member for member in members}
         self.index = index
-        return Changed(index, None, self.conf_state, dict(self.by_id))
+        return self._changed(index, None)
 
     def change(self, index: int, kind: int, payload: bytes) -> Changed | None:
         """Apply a membership entry; None if it does not fit, and nothing has changed then."""
@@ -142,7 +143,14 @@ class Members:
         while len(self.removed) > REMOVED_KEPT:
             del self.removed[next(iter(self.removed))]
         self.index = index
-        return Changed(index, change, self.conf_state, dict(self.by_id))
+        return self._changed(index, change)
+
+    def restored(self) -> Changed:
+        """Return these members as something new: a snapshot has brought them."""
+        return self._changed(self.index, None)
+
+    def _changed(self, index: int, change: ConfChangeV2 | None) -> Changed:
+        return Changed(index, change, self.conf_state, dict(self.by_id), dict(self.removed))
 
     def _check(self, change: ConfChangeV2, added: dict[NodeId, Member]) -> None:
         """Each node that is new comes with its directory and address, and no other does."""

@@ -11,9 +11,15 @@ from time import monotonic
 from typing import Final
 
 from smtpraft import fastlog
+from smtpraft._version import __version__
 from smtpraft.cluster import envelope
+from smtpraft.cluster.asking import Answer, encode_answer
+from smtpraft.cluster.changes import Changes, role_of
 from smtpraft.cluster.driver import Driver
+from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.machine import StateMachine
+from smtpraft.cluster.members import rows_of
+from smtpraft.cluster.requests import Arguments
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
 from smtpraft.cluster.snapshots import restart_log, resume_install
@@ -59,6 +65,7 @@ class Node:
         options = self.options
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[BaseException] = self._loop.create_future()
+        options = await with_cluster(options)
         data_dir = Path(options.data_dir)
         await asyncio.to_thread(data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
         self._identity = Identity.open(
@@ -100,7 +107,11 @@ class Node:
         hard_state = recovery.hard_state
         if pending is not None:
             hard_state = await asyncio.to_thread(restart_log, files, wal, entries, hard_state, pending)
-        self._driver = Driver(options, self._machine, entries, wal, hard_state, self._identity, self._failed, files)
+        self._driver = Driver(
+            options, self._machine, entries, wal, hard_state, self._identity, self._carry_out, self._failed, files
+        )
+        self._driver.transport.describe = self._describe
+        self._changes = Changes(self._driver, self._hand_over)
         self._started = True
         log.info(
             "started node=%s cluster=%s term=%d last_index=%d applied_index=%d torn_bytes=%d",
@@ -122,7 +133,7 @@ class Node:
             return
         self._stopping = True
         if self._started:
-            if self._driver.roster.has_others and not self._failed.done():
+            if self._driver.enrolment.roster.has_others and not self._failed.done():
                 await self._leave()
             await self._driver.close()
         if self._wal is not None:
@@ -206,7 +217,10 @@ class Node:
         """Return whether a proposal made now would likely commit: a leader, recent contact, room on disk."""
         driver = self._driver
         return (
-            self._is_running() and driver.has_quorum() and not (driver.writer.waiting_for_room or driver.core.abstains)
+            self._is_running()
+            and driver.enrolment.roster.is_member
+            and driver.has_quorum()
+            and not (driver.writer.waiting_for_room or driver.core.abstains)
         )
 
     async def wait_quorum(self, timeout_s: float) -> bool:
@@ -241,6 +255,65 @@ class Node:
         self._driver.guard(lambda: self._driver.core.transfer_leader(target))
         return target if await self._wait_until(lambda: not self.is_leader, TRANSFER_S) else None
 
+    async def step_down(self, seconds: float) -> NodeId | None:
+        """Hand leadership to the best, and stand in no election for so long; return who leads then, None if unknown.
+
+        Raises:
+            SmtpRaftError: this node does not lead, or nobody is there to take over.
+        """
+        self._check_running()
+        self._driver.stand_aside_until = monotonic() + seconds
+        try:
+            to = await self.transfer_leadership()
+            if to is None:
+                raise NotReplicated("nobody took leadership over; this node leads on")
+        except SmtpRaftError:
+            self._driver.stand_aside_until = 0.0
+            raise
+        return to
+
+    def forget_leader(self) -> None:
+        """The leader is known to be gone: let this node vote for another at once (it must not lead itself)."""
+        self._check_running()
+        self._driver.guard(self._driver.core.forget_leader)
+
+    async def _hand_over(self, to: NodeId | None) -> NodeId | None:
+        return await self.transfer_leadership(to)
+
+    async def change_members(self, operation: str, **arguments: object) -> object:
+        """Have the leader carry out a change of the members; any node may be asked. Returns what it says.
+
+        `add` (`members`: "ID=HOST:PORT" each, `learner`: never promote), `promote`, `remove`, `replace` (`node`,
+        `address`), `list`; `force` insists on what is unwise. See `changes.py`.
+
+        Raises:
+            Declined: the text has the reasons.
+            NotReplicated: nothing was changed.
+            OutcomeUnknown: look at the members.
+        """
+        self._check_running()
+        return await self._changes.request(operation, arguments)
+
+    def members(self) -> list[dict[str, object]]:
+        """Return the members as far as this node has applied the log; the leader's `list` knows more of each."""
+        state = self._driver.core.conf_state
+        members = self._driver.enrolment.roster.members
+        return [
+            {
+                "id": node,
+                "address": members[node].address,
+                "incarnation": f"{members[node].incarnation:016x}",
+                "role": role_of(node, state.voters, state.voters_outgoing, state.learners),
+                "leader": node == self.leader_id,
+            }
+            for node in sorted(members, key=node_order)
+        ]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether this node knows of other members."""
+        return self._driver.enrolment.roster.has_others
+
     @property
     def leader_id(self) -> NodeId:
         """The leader as this node knows it, `NO_NODE` if none."""
@@ -273,7 +346,7 @@ class Node:
         leading = core.role is Role.LEADER
         beats = self._driver.heartbeats
         peers = []
-        for member in self._driver.roster.members.values():
+        for member in self._driver.enrolment.roster.members.values():
             if member.id == self.id:
                 continue
             peer = member.peer
@@ -327,11 +400,38 @@ class Node:
     def _check_standing(self, entries: fastlog.Log) -> None:
         assert self._identity is not None
         standing = self._identity.facts.standing
+        if standing is Standing.REMOVED:
+            raise IdentityMismatch(
+                f"{self.options.data_dir}: this node was removed from its cluster. To add it again, empty the whole "
+                f"directory, start it with --join, and run smtpraft member add {self.id}=HOST:PORT on the cluster"
+            )
         if standing is Standing.FRESH and entries.last_index:
             raise IdentityMismatch(
                 f"{self.options.data_dir}: identity.json is new, but the log is not: they are not of one run. Restore "
                 "both, or empty the whole directory and replace the member: smtpraft member replace"
             )
+
+    async def _carry_out(self, operation: str, arguments: Arguments) -> object:
+        self._check_running()
+        return await self._changes.carry_out(operation, arguments)
+
+    def _describe(self) -> bytes:
+        """Return the frame for whoever asks who is here."""
+        assert self._identity is not None
+        driver, facts = self._driver, self._identity.facts
+        known = driver.enrolment.roster.members.values() if driver.enrolment.admission.taking_part else ()
+        return encode_answer(
+            Answer(
+                self.id,
+                facts.cluster_id,
+                self.options.cluster_name,
+                facts.incarnation,
+                driver.enrolment.admission.taking_part,
+                __version__,
+                rows_of(known),
+                list(driver.core.conf_state.voters),
+            )
+        )
 
     async def _leave(self) -> None:
         """End this node's session so that its work moves now, not when its lease runs out; then hand leadership on."""

@@ -35,8 +35,8 @@ class NodeOptions:
     listen: tuple[str, int] = ("127.0.0.1", 0)
     peers: tuple[Peer, ...] = ()
     """The other founding members; once the log knows the members, it alone counts."""
-    join: bool = False
-    """With an empty data directory: found no cluster, but wait until the one of `cluster_id` admits this node."""
+    join: tuple[tuple[str, int], ...] = ()
+    """Members' addresses. With an empty data directory: found no cluster, but wait until theirs admits this node."""
     cluster_name: str = ""
     secret: bytes | None = None
     election: str = "raft"
@@ -61,7 +61,7 @@ class NodeOptions:
     @property
     def has_company(self) -> bool:
         """Are there, or will there be, other members?"""
-        return bool(self.peers) or self.join
+        return bool(self.peers or self.join)
 
     @property
     def election_ticks(self) -> int:

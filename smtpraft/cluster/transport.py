@@ -18,12 +18,12 @@ import ipaddress
 import logging
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from smtpraft.cluster.addresses import Peer, format_address, is_explicit, is_loopback, parse_peer
-from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, Connection
+from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, FRAME_REMOVED, Connection
 from smtpraft.cluster.handshake import (
     HANDSHAKE_TIMEOUT_S,
     KEPT_CHANNELS,
@@ -33,8 +33,9 @@ from smtpraft.cluster.handshake import (
     Established,
     Identity,
 )
-from smtpraft.cluster.link import Link, PeerStats, Quiet
+from smtpraft.cluster.link import Link, PeerStats, Quiet, Receiver
 from smtpraft.config import ConfigError
+from smtpraft.fastlog import encode_frame
 from smtpraft.types import NodeId
 
 __all__ = ["Peer", "PeerStats", "Receiver", "Transport"]
@@ -53,27 +54,6 @@ STEADY_S: Final = 1.0  # a connection that lived this long starts the back-off a
 UNPROVEN_MAX: Final = 64
 CLOSE_TIMEOUT_S: Final = 1.0
 _WATCHES_PER_LIMIT: Final = 6
-
-
-class Receiver(Protocol):
-    """The driver's side. Called on the loop's thread; must not block.
-
-    A CorruptFrame or CorruptEntry that `frames_received` raises ends that connection; any other exception is a bug and
-    goes to `on_failure`.
-    """
-
-    def frames_received(self, peer: NodeId, frames: list[tuple[int, bytes, bytes]]) -> None:
-        """All frames of one read, in order: (type, head, tail)."""
-
-    def peer_connected(self, peer: NodeId) -> None:
-        """Both of our connections to `peer` are up now, and were not both before."""
-
-    def peer_lost(self, peer: NodeId, reset: bool) -> None:
-        """One connection to or from `peer` went down; once for each.
-
-        `reset`: the other side's kernel said so, that is, its process closed it or died. Otherwise it fell silent, or
-        we closed it.
-        """
 
 
 class Transport:
@@ -123,6 +103,12 @@ class Transport:
         assert len(self._links) == len(peers)
         assert node_id not in self._links
         self._unproven: dict[Connection, None] = {}
+        self.removed: Mapping[tuple[NodeId, int], int] = {}
+        """Nodes, with their data directory, that are members no more: told so when they connect."""
+        self.describe: Callable[[], bytes] | None = None
+        """Returns the frame for whoever asks who is here."""
+        self.on_removed: Callable[[int], None] | None = None
+        """Told that a member says that this node is a member no more since the entry at an index."""
         self._server: asyncio.Server | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self._watched_at = 0.0
@@ -218,6 +204,7 @@ class Transport:
             task.cancel()
         for connection in link.connections():
             connection.abort(f"{node} is no member any more")
+        self._receiver.peer_lost(node, False)
 
     def take_part(self) -> None:
         """Tell whoever connects from now on that this node is more than fresh."""
@@ -241,6 +228,16 @@ class Transport:
             if connection.who is not None:
                 return connection.who.directory, connection.who.takes_part
         return 0, False
+
+    @property
+    def identity(self) -> Identity:
+        """What this node says of itself."""
+        return self._identity
+
+    @property
+    def is_listening(self) -> bool:
+        """Do we take connections?"""
+        return self._server is not None and not self._stopping
 
     @property
     def address(self) -> str:
@@ -419,7 +416,7 @@ class Transport:
             oldest.abort("too many unproven connections")
             self._unproven.pop(oldest, None)
         wanted = {node: link.directory for node, link in self._links.items()}
-        connection = self._make(Acceptor(self._identity, wanted), Channel.CONTROL)
+        connection = self._make(Acceptor(self._identity, wanted, self.removed), Channel.CONTROL)
         if self._stopping:
             connection.abort("closed here")
         else:
@@ -441,6 +438,16 @@ class Transport:
 
     def established(self, connection: Connection, who: Established) -> bool:
         """See `connection.Owner`."""
+        if who.asks or who.removed_index:
+            self._unproven.pop(connection, None)
+            if who.removed_index:
+                if self._quiet.may_log((who.peer, "removed"), self._loop.time()):
+                    log.warning("told that it is no member any more peer=%s address=%s", who.peer, connection.address)
+                words = encode_frame(FRAME_REMOVED, who.removed_index.to_bytes(8, "big"))
+            else:
+                words = self.describe() if self.describe is not None else b""
+            connection.dismiss(words, "told what it wanted to know")
+            return False
         link = self._links.get(who.peer) or self._visitor(connection, who)
         if self._stopping or link is None:
             connection.abort("closed here" if self._stopping else "no address to answer to", tell=not self._stopping)
@@ -511,8 +518,8 @@ class Transport:
             return
         self._unproven.pop(connection, None)  # if it was not wanted after all
         link = self._links.get(who.peer)
-        if link is None:
-            return  # let go meanwhile
+        if link is None or who.asks or who.removed_index:
+            return  # let go meanwhile, or never kept
         link.add_counters(connection)
         if link.outgoing.get(who.channel) is connection:
             del link.outgoing[who.channel]
@@ -548,6 +555,11 @@ class Transport:
         log.info("peer not known yet peer=%s address=%s", who.peer, who.address)
         self.set_peer(peer, who.directory)
         return self._links[who.peer]
+
+    def told_removed(self, connection: Connection, index: int) -> None:
+        """See `connection.Owner`."""
+        if not self._stopping and self.on_removed is not None:
+            self.on_removed(index)
 
     def failed(self, error: Exception) -> None:
         """See `connection.Owner`."""

@@ -93,6 +93,7 @@ class Raft:
         """In this term somebody was told to take over, and may do so at any time: the lease is void."""
         self.abstains_through = 0
         """This node lost part of what it had stored when it was in this term; 0: it lost nothing. See `abstains`."""
+        self.stranger = False
 
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -133,7 +134,7 @@ class Raft:
         own = self.tracker.progress.get(self.id)
         if own is None or own.is_learner or self.raftlog.snapshot is not None:
             return False
-        return not self.barred and not self.abstains
+        return not self.barred and not self.abstains and not self.stranger
 
     @property
     def abstains(self) -> bool:

@@ -197,6 +197,21 @@ class RawNode:
         return self.raft.abstains
 
     @property
+    def stranger(self) -> bool:
+        """Is the member of this name, as far as the log was applied, somebody else? Such a node must not campaign."""
+        return self.raft.stranger
+
+    @stranger.setter
+    def stranger(self, stranger: bool) -> None:
+        self.raft.stranger = stranger
+
+    @property
+    def conf_change_pending(self) -> bool:
+        """As leader: would a membership change come out of turn now?"""
+        raft = self.raft
+        return raft.pending_conf_index > raft.raftlog.applied_index or raft.tracker.membership.is_joint
+
+    @property
     def term(self) -> int:
         """The current term."""
         return self.raft.term

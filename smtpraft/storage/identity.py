@@ -113,7 +113,8 @@ def claim_directory(disk: Disk, directory: str, wanted: Facts) -> Facts:
         IdentityMismatch: it is not.
     """
     names = disk.list_directory(directory)
-    if IDENTITY_FILE not in names:
+    found = read_facts(disk, directory)
+    if found is None:
         if LOG_DIRECTORY in names:
             raise IdentityMismatch(
                 f"{directory} holds a log but no {IDENTITY_FILE}: nobody can tell whose it is. Restore the file, or "
@@ -123,23 +124,8 @@ def claim_directory(disk: Disk, directory: str, wanted: Facts) -> Facts:
         _write(disk, directory, names, _encode(facts))
         return facts
     disk.sync_directory(directory)  # Its name may be that of a rename which was never synced.
-    path = f"{directory}/{IDENTITY_FILE}"
-    file = disk.open(path)
-    try:
-        found = json.loads(file.pread(file.size_bytes(), 0))
-    except ValueError:
-        found = None
-    finally:
-        file.close()
-    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
-        raise _damaged(path)
-    if found["format"] != IDENTITY_FORMAT:
-        raise IdentityMismatch(f"{path} has format {found['format']}; this program knows {IDENTITY_FORMAT}")
-    try:
-        facts = _decode(found)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise _damaged(path) from None
-    _compare(path, facts, wanted)
+    facts = found
+    _compare(f"{directory}/{IDENTITY_FILE}", facts, wanted)
     has_log = LOG_DIRECTORY in names and any(
         parse_segment_name(name) for name in disk.list_directory(f"{directory}/{LOG_DIRECTORY}")
     )
@@ -154,6 +140,35 @@ def claim_directory(disk: Disk, directory: str, wanted: Facts) -> Facts:
             "the whole directory and replace the member: smtpraft member replace"
         )
     return facts
+
+
+def read_facts(disk: Disk, directory: str) -> Facts | None:
+    """Return what `identity.json` in `directory` says, None if there is no such file.
+
+    Raises:
+        IdentityMismatch: it cannot be read by this release.
+    """
+    try:
+        if IDENTITY_FILE not in disk.list_directory(directory):
+            return None
+    except FileNotFoundError:
+        return None
+    path = f"{directory}/{IDENTITY_FILE}"
+    file = disk.open(path)
+    try:
+        found = json.loads(file.pread(file.size_bytes(), 0))
+    except ValueError:
+        found = None
+    finally:
+        file.close()
+    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+        raise _damaged(path)
+    if found["format"] != IDENTITY_FORMAT:
+        raise IdentityMismatch(f"{path} has format {found['format']}; this program knows {IDENTITY_FORMAT}")
+    try:
+        return _decode(found)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _damaged(path) from None
 
 
 def _new_incarnation(disk: Disk) -> int:

@@ -16,6 +16,7 @@ from smtpraft.admin.views import QUEUE_STATES
 from smtpraft.cli import queue, status
 from smtpraft.cli.client import Answer, Client
 from smtpraft.cli.exits import CommandError, Exit
+from smtpraft.cluster.requests import Declined
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.config import AdminSettings, ConfigError
 from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError
@@ -64,6 +65,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.quorum = True
         self.role = "leader"
+        self.changes: list[tuple[str, dict[str, object]]] = []
 
     def has_quorum(self) -> bool:
         return self.quorum
@@ -73,11 +75,28 @@ class FakeNode:
             raise NotReplicated("no majority confirmed the read in time")
         return 42
 
-    async def transfer_leadership(self, to: NodeId | None = None) -> NodeId | None:
+    async def change_members(self, operation: str, **arguments: object) -> object:
+        self.changes.append((operation, arguments))
+        if operation == "list":
+            return self.members()
+        if operation != "transfer":
+            if arguments.get("node") == "node-2" and not arguments.get("force"):
+                raise Declined("this leaves the cluster one failure from loss")
+            return arguments.get("node", arguments.get("members"))
         if self.role != "leader":
             raise SmtpRaftError("node node-1 does not lead; node-2 does")
         self.role = "follower"
-        return to or NodeId("node-2")
+        return arguments.get("to") or NodeId("node-2")
+
+    def members(self) -> list[dict[str, object]]:
+        return [{"id": "node-1", "role": "voter", "leader": True, "address": "127.0.0.1:5001", "incarnation": "0" * 16}]
+
+    async def step_down(self, seconds: float) -> NodeId | None:
+        self.changes.append(("step-down", {"seconds": seconds}))
+        return NodeId("node-2")
+
+    def forget_leader(self) -> None:
+        self.changes.append(("forget", {}))
 
     def status(self) -> NodeStatus:
         peers = (
@@ -323,6 +342,31 @@ async def test_leadership_is_handed_to_a_voter_only(bench: Bench) -> None:
     facts = (await bench.ask("POST", "/v1/leader/transfer", {"to": "node-3"})).json()
     assert facts == {"from": "node-1", "to": "node-3"}
     assert (await bench.ask("POST", "/v1/leader/transfer", {})).status == 409
+
+
+async def test_members_are_changed_as_the_leader_allows(bench: Bench) -> None:
+    assert (await bench.ask("GET", "/v1/members")).json()["members"] == bench.node.members()
+    answer = await bench.ask("POST", "/v1/members/add", {"members": ["node-4=127.0.0.1:5004"], "learner": True})
+    assert answer.json()["done"] == ["node-4=127.0.0.1:5004"]
+    declined = await bench.ask("POST", "/v1/members/remove", {"node": "node-2"})
+    assert (declined.status, "one failure from loss" in declined.error()) == (409, True)
+    assert (await bench.ask("POST", "/v1/members/remove", {"node": "node-2", "force": True})).status == 200
+    for operation, body in (
+        ("add", {"members": []}),
+        ("add", {"members": [4]}),
+        ("remove", {}),
+        ("remove", {"node": "node-2", "force": 1}),
+        ("promote", {"node": "node-2", "forse": True}),
+    ):
+        assert (await bench.ask("POST", f"/v1/members/{operation}", body)).status == 400, (operation, body)
+    assert (await bench.ask("POST", "/v1/members/forget", {})).status == 404
+
+
+async def test_a_leader_can_be_told_to_step_down_and_a_follower_to_forget_it(bench: Bench) -> None:
+    facts = (await bench.ask("POST", "/v1/leader/step-down", {"seconds": 3})).json()
+    assert facts == {"from": "node-1", "to": "node-2", "seconds": 3}
+    assert (await bench.ask("POST", "/v1/leader/step-down", {"seconds": "x"})).status == 400
+    assert (await bench.ask("POST", "/v1/leader/forget", {})).json() == {"node": "node-1", "forgot": "node-1"}
 
 
 # The command line against it.

@@ -81,6 +81,9 @@ class Owner:
 
     def lost(self, connection: Connection) -> None: ...
 
+    def told_removed(self, connection: Connection, index: int) -> None:
+        raise AssertionError("nobody was removed")
+
     def failed(self, error: Exception) -> None:
         raise error
 

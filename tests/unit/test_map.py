@@ -23,7 +23,7 @@ MAY_IMPORT: Final = {
     "delivery": {"spool", "version", *LIBRARY},
     "admin": {"spool", "version", *LIBRARY},
     "spool": LIBRARY,
-    "cluster": LIBRARY - {"cluster"},
+    "cluster": {"version", *LIBRARY} - {"cluster"},
     "consensus": {"fastlog", *BOTTOM},
     "storage": {"fastlog", *BOTTOM},
     "fastlog": {"errors"},
