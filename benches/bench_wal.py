@@ -77,7 +77,7 @@ def bench_write(benchmark: BenchmarkFixture, wal: Wal, size: int) -> None:
         block = log.append(1, 0, ENTRY_NORMAL, [bytes(4096 - 36)] * (size // 4096))
         first = log.last_index - size // 4096 + 1
         wal.write([block], first, log.last_index, HardState(1, "node-1", first - 1))
-        if wal.size_bytes > 3 * SEGMENT_BYTES:
+        if wal.usage()[1] > 3 * SEGMENT_BYTES:
             wal.compact(first - 1)
             log.compact(first - 1)
 
@@ -134,7 +134,7 @@ def bench_group_commit(benchmark: BenchmarkFixture, wal: Wal, waiting: int) -> N
             done = last.set if number == waiting - 1 else last.clear
             writer.submit([block], log.last_index, log.last_index, None, True, done)
         assert last.wait(10)
-        if wal.size_bytes > 3 * SEGMENT_BYTES:
+        if wal.usage()[1] > 3 * SEGMENT_BYTES:
             wal.compact(log.last_index - 100)
             log.compact(log.last_index - 100)
             log.evict(0)

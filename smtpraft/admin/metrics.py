@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector, generate_latest
@@ -23,13 +25,24 @@ class _Families(Collector):
         return self._families
 
 
-def render(families: Sequence[Metric]) -> bytes:
-    """Return the text of `families` and of the process's own metrics. Reads /proc: call it on a thread."""
+def render(families: Sequence[Metric], data_dir: str = "") -> bytes:
+    """Return the text of `families`, of the process's own metrics, and how much room `data_dir` has.
+
+    Reads /proc and the file system: call it on a thread.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(families))
+    registry.register(_Families([*families, *_room(data_dir)]))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return generate_latest(registry)
+
+
+def _room(data_dir: str) -> Iterable[Metric]:
+    if data_dir:
+        with contextlib.suppress(OSError):  # a disk that cannot even say this is told of elsewhere
+            facts = os.statvfs(data_dir)
+            yield gauge("disk_free_bytes", "Room for the data directory.", facts.f_bavail * facts.f_frsize)
+            yield gauge("disk_free_inodes", "Files that it may have more.", facts.f_favail)
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
@@ -77,6 +90,8 @@ def raft_metrics(status: NodeStatus) -> list[Metric]:
         gauge("raft_last_written_index", "Last index synced to this node's disk.", status.durable_index),
         gauge("raft_last_index", "Last index in the log.", status.last_index),
         gauge("raft_first_index", "First index still in the log.", status.first_index),
+        counter("raft_proposals_committed", "Entries committed, as this node knows.", status.commit_index),
+        counter("raft_proposals_applied", "Entries applied on this node.", status.applied_index),
         gauge("raft_proposals_pending", "Proposals of this node under way.", status.proposals_pending),
         gauge("raft_proposals_pending_bytes", "Their bytes.", status.proposals_pending_bytes),
         gauge("raft_log_bytes", "Bytes of the log.", status.log_bytes),
@@ -96,6 +111,8 @@ def queue_metrics(counts: dict[str, int], states: Sequence[str]) -> list[Metric]
         ),
         gauge("queue_bytes", "Bytes of the messages in the queue.", counts.get("bytes", 0)),
         gauge("queue_recipients", "Open recipients in the queue.", counts.get("recipients", 0)),
+        gauge("kv_keys", "Keys in the key-value map.", counts.get("keys", 0)),
+        gauge("kv_bytes", "Bytes of its keys and values.", counts.get("key_bytes", 0)),
         gauge("queue_owned_messages", "Messages that this node is to deliver.", counts.get("owned", 0)),
         counter("queue_moved", "Messages that changed their owner, in the whole cluster.", counts.get("moved", 0)),
     ]

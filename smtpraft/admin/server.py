@@ -14,6 +14,7 @@ Nothing changes by GET. On a loopback address there is no token; then a request 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import logging
@@ -29,7 +30,7 @@ from smtpraft.admin.answers import problem as _problem
 from smtpraft.admin.answers import refusal as _refusal
 from smtpraft.admin.keys import KeyHandlers
 from smtpraft.admin.members import MemberHandlers, MemberNode
-from smtpraft.admin.metrics import CONTENT_TYPE, render
+from smtpraft.admin.metrics import CONTENT_TYPE, gauge, render
 from smtpraft.admin.views import message_view, status_view
 from smtpraft.config import AdminSettings, ConfigError, parse_address
 from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError, Stopped
@@ -46,6 +47,7 @@ IDS_MAX: Final = 10_000
 ANSWER_S: Final = 4.0  # below the five seconds that command lines wait
 CHANGE_S: Final = 14.0  # below the fifteen that `smtpraft member` waits
 HEALTH_TIMEOUT_S: Final = 2.0
+OLDEST_S: Final = 0.5
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -73,6 +75,7 @@ class Admin:
         compiled: bool,
         metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
         token: bytes = b"",
+        data_dir: str = "",
     ) -> None:
         address = parse_address(settings.listen)
         if not token and not address.is_loopback:
@@ -89,6 +92,7 @@ class Admin:
         self._compiled = compiled
         self._metrics = metrics
         self._token = token
+        self._data_dir = data_dir
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
 
@@ -202,7 +206,11 @@ class Admin:
     async def _get_metrics(self, request: web.Request) -> web.Response:
         # The values are read here, at once, where the parts live; the text is made on a thread.
         families = [family for source in self._metrics for family in source()]
-        text = await asyncio.to_thread(render, families)
+        with contextlib.suppress(TimeoutError):  # the disk hangs: then the other numbers are wanted all the more
+            async with asyncio.timeout(OLDEST_S):
+                age_s = await self._client.oldest_age_s()
+            families.append(gauge("queue_oldest_age_seconds", "Age of the oldest message in the queue.", age_s))
+        text = await asyncio.to_thread(render, families, self._data_dir)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:

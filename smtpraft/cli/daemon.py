@@ -31,7 +31,7 @@ from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
 from smtpraft.admin.server import Admin
 from smtpraft.admin.views import QUEUE_STATES
 from smtpraft.cli.exits import CommandError, Exit
-from smtpraft.cli.gauges import delivery_metrics, smtp_metrics, wal_metrics
+from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
 from smtpraft.cluster.addresses import parse_listen, parse_peers
 from smtpraft.cluster.joining import CannotJoin
 from smtpraft.cluster.node import Node
@@ -186,6 +186,7 @@ class Daemon:
                 compiled=COMPILED,
                 metrics=[self._metrics],
                 token=self._token,
+                data_dir=str(self._data_dir),
             )
         except ConfigError as error:
             raise CommandError(Exit.CONFIG, *error.problems) from None
@@ -246,7 +247,7 @@ class Daemon:
     def _metrics(self) -> Iterable[Metric]:
         yield build_info(COMPILED, self.config.node.loop)
         yield from raft_metrics(self.node.status())
-        yield from wal_metrics(self.node)
+        yield from node_metrics(self.node)
         yield from queue_metrics(self.client.counts(), QUEUE_STATES)
         yield from smtp_metrics(self.smtp.statistics)
         yield from delivery_metrics(self.delivery.metrics)

@@ -12,7 +12,7 @@ from smtpraft.admin.metrics import counter, gauge, labelled
 from smtpraft.cluster.node import Node
 from smtpraft.delivery.metrics import DeliveryMetrics
 from smtpraft.smtp.statistics import SmtpStatistics
-from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
+from smtpraft.storage.stats import BATCH_BUCKETS, SYNC_BUCKETS_S, WalStats
 
 
 def histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> Metric:
@@ -31,8 +31,8 @@ def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, 
     return buckets
 
 
-def wal_metrics(node: Node) -> Iterable[Metric]:
-    """Yield what the disk side of the log has done."""
+def node_metrics(node: Node) -> Iterable[Metric]:
+    """Yield what the disk and the network have done for this node."""
     stats: WalStats = node.writer_stats
     yield histogram(
         "wal_fsync_duration_seconds", "Syncs of the log.", SYNC_BUCKETS_S, stats.sync_counts, stats.sync_seconds
@@ -41,6 +41,18 @@ def wal_metrics(node: Node) -> Iterable[Metric]:
     yield counter("wal_batches", "Batches written to the log.", stats.batches)
     yield counter("wal_entries", "Entries written to the log.", stats.entries)
     yield counter("wal_rolls", "Segments begun.", stats.rolls)
+    segments, size_bytes = node.wal_usage()
+    yield gauge("wal_segments", "Files of the log in use.", segments)
+    yield gauge("wal_segment_bytes", "Their bytes.", size_bytes)
+    yield histogram("raft_batch_entries", "Entries in one write.", BATCH_BUCKETS, stats.batch_counts, stats.entries)
+    yield counter("raft_proposals_failed", "Proposals of this node not applied, or unknown.", node.proposals_failed)
+    traffic = node.traffic()
+    sent = {str(peer): float(stats.sent_bytes) for peer, stats in traffic.items()}
+    received = {str(peer): float(stats.received_bytes) for peer, stats in traffic.items()}
+    unsent = {str(peer): float(stats.unsent_frames) for peer, stats in traffic.items()}
+    yield labelled("network_peer_sent_bytes", "Bytes sent to a peer.", "peer", sent, counts=True)
+    yield labelled("network_peer_received_bytes", "Bytes received from a peer.", "peer", received, counts=True)
+    yield labelled("network_peer_sent_failures", "Frames that could not be sent.", "peer", unsent, counts=True)
     yield gauge("loop_lag_seconds", "How late the last tick of the event loop was.", node.loop_lag_s)
 
 

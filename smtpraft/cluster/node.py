@@ -17,6 +17,7 @@ from smtpraft.cluster.asking import Answer, encode_answer
 from smtpraft.cluster.changes import Changes, role_of
 from smtpraft.cluster.driver import Driver
 from smtpraft.cluster.joining import with_cluster
+from smtpraft.cluster.link import PeerStats
 from smtpraft.cluster.machine import StateMachine
 from smtpraft.cluster.members import rows_of
 from smtpraft.cluster.requests import Arguments
@@ -333,6 +334,19 @@ class Node:
     def writer_stats(self) -> WalStats:
         """The WAL's counters."""
         return self._driver.writer.stats
+
+    def wal_usage(self) -> tuple[int, int]:
+        """Return how many files of the log are in use, and their bytes."""
+        return self._driver.wal.usage()
+
+    @property
+    def proposals_failed(self) -> int:
+        """How many proposals of this node were not applied, or nobody knows, since the start."""
+        return self._driver.proposals.failed_count
+
+    def traffic(self) -> dict[NodeId, PeerStats]:
+        """Return the transport's counters of each peer."""
+        return self._driver.transport.traffic()
 
     @property
     def loop_lag_s(self) -> float:

@@ -74,6 +74,8 @@ class Proposals:
         self._down: dict[int, _Down] = {}
         self.session = 0
         """This node's open session as far as it has applied the log; 0 if none."""
+        self.failed_count = 0
+        """Proposals that were withdrawn, refused or given up."""
 
     def __len__(self) -> int:
         return len(self._unassigned) + len(self._by_seq)
@@ -272,6 +274,7 @@ class Proposals:
             proposal.future.set_result(result)
 
     def _fail(self, proposal: Proposal, error: Exception) -> None:
+        self.failed_count += 1
         self._pending_bytes -= len(proposal.command)
         if not proposal.future.done():
             proposal.future.set_exception(error)

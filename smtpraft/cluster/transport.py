@@ -303,6 +303,10 @@ class Transport:
         """
         return self._links[peer].stats()
 
+    def traffic(self) -> dict[NodeId, PeerStats]:
+        """Return the counters of every peer."""
+        return {peer: link.stats() for peer, link in self._links.items()}
+
     # --- dialling ------------------------------------------------------------------------------------------------
 
     async def _keep_connected(self, link: Link, channel: Channel) -> None:

@@ -302,6 +302,11 @@ class SpoolClient:
         """
         return self._machine.counts()
 
+    async def oldest_age_s(self) -> float:
+        """Return the age of the oldest queued message in seconds, 0 if there is none. What this node knows."""
+        oldest_ms = await self._read(self._machine.reader.oldest_ms)
+        return 0.0 if oldest_ms is None else max(0.0, (self._machine.now_ms() - oldest_ms) / 1000)
+
     def now_ms(self) -> int:
         """Return the machine's time now: the last stamp applied plus what has passed here since.
 

@@ -115,6 +115,14 @@ class Reader:
             messages = read_messages(self._connection.cursor(), condition, values)
         return [message.info() for message in messages], messages[-1].number if messages else 0
 
+    def oldest_ms(self) -> int | None:
+        """Return when the oldest queued message was accepted, by the machine's time; None if there is none."""
+        assert self._connection is not None, "the reader is open"
+        rows: list[tuple[Any, ...]] = self._connection.execute(
+            "SELECT accepted_ms FROM messages ORDER BY id LIMIT 1"
+        ).fetchall()
+        return rows[0][0] if rows else None
+
     def bodies(self, parts: Sequence[BodyPart]) -> dict[int, bytes]:
         """Return the copies of those parts that the spool has, by number."""
         assert self._connection is not None, "the reader is open"

@@ -8,6 +8,8 @@ from typing import Final
 
 SYNC_BUCKETS_S: Final = tuple(0.0001 * 2**power for power in range(16))
 """Upper bounds of the histogram of sync times: 0.1 ms, doubled up to 3.3 s. A last bucket holds what took longer."""
+BATCH_BUCKETS: Final = tuple(2**power for power in range(11))
+"""Upper bounds of the histogram of entries in a batch: 1, doubled up to 1,024."""
 
 
 @dataclass(slots=True)
@@ -16,6 +18,8 @@ class WalStats:
 
     batches: int = 0
     entries: int = 0
+    batch_counts: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BUCKETS) + 1))
+    """Batches that held entries, by how many; not cumulative."""
     bytes_written: int = 0
     """Bytes of batches, headers included."""
     syncs: int = 0
@@ -26,6 +30,11 @@ class WalStats:
     rolls: int = 0
     rolls_without_spare: int = 0
     """Rolls that had to make their segment in the write path."""
+
+    def wrote(self, entries: int) -> None:
+        """Count the entries of one batch."""
+        self.entries += entries
+        self.batch_counts[bisect_left(BATCH_BUCKETS, entries)] += 1
 
     def synced(self, seconds: float) -> None:
         """Count one sync."""

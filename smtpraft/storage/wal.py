@@ -178,11 +178,10 @@ class Wal:
         """Whether the disk had no room for a spare lately. What is ready still takes votes; take on nothing new."""
         return self._spares.full
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the segments in use, as files; spares not counted."""
+    def usage(self) -> tuple[int, int]:
+        """Return how many segments are in use, and their bytes as files; spares not counted."""
         with self._index_changed:
-            return sum(segment.header.size_bytes for segment in self._segments)
+            return len(self._segments), sum(segment.header.size_bytes for segment in self._segments)
 
     @property
     def batch_bytes_max(self) -> int:
@@ -279,7 +278,7 @@ class Wal:
             extent = Extent(first_index, last_index, segment, position + BATCH_HEADER_BYTES, found.ends)
             with self._index_changed:
                 self._index.append(extent)
-            self.stats.entries += len(found.ends)
+            self.stats.wrote(len(found.ends))
         self.stats.batches += 1
         self.stats.bytes_written += size_bytes
 

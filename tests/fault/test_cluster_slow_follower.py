@@ -86,6 +86,7 @@ async def test_a_follower_that_stands_still_costs_bounded_memory_and_no_latency(
             during = await most_resident(leader, STILL_S)
             logged = await stage.cluster.metric(leader, "smtpraft_wal_write_bytes_total") - logged
             assert await stage.cluster.leader([leader, other]) is leader
+            sent = await stage.cluster.metric(leader, "smtpraft_network_peer_sent_bytes_total")
             woken = time.monotonic()
             target = await applied(stage, leader)
             stage.resume(victim)
@@ -109,6 +110,7 @@ async def test_a_follower_that_stands_still_costs_bounded_memory_and_no_latency(
         figures.add("follower stands still: 99 of 100 within, meanwhile", [_p99(still)], "ms")
         figures.add("follower stands still: caught up in", [caught_up_s], "s")
         assert logged >= LOGGED_BYTES_MIN, f"{logged / MIB:.0f} MiB: too little load to prove anything"
+        assert sent >= LOGGED_BYTES_MIN, "what the leader logged it has sent to the follower that is there"
         assert growth <= GROWTH_BYTES_MAX, f"the leader grew by {growth / MIB:.0f} MiB"
         assert median(still) <= 2 * median(usual) + 10, f"250s took {median(still):.1f} ms, {median(usual):.1f} before"
 

@@ -123,6 +123,7 @@ class FakeQueue:
         self.messages = {message_id(index): made_message(index) for index in range(1, 8)}
         self.calls: list[tuple[str, Sequence[MessageId] | None]] = []
         self.failure: Exception | None = None
+        self.hangs = False
 
     async def list_messages(
         self, *, limit: int, after: MessageId | None = None, linearizable: bool = True
@@ -141,6 +142,11 @@ class FakeQueue:
 
     def counts(self) -> dict[str, int]:
         return {"queued": 3, "deferred": 2, "held": 1, "bytes": 99, "accepted": 12}
+
+    async def oldest_age_s(self) -> float:
+        if self.hangs:
+            await asyncio.sleep(60)
+        return 12.5
 
     def _fail(self, linearizable: bool = True) -> None:
         if self.failure and linearizable:
@@ -241,7 +247,15 @@ async def test_metrics_are_prometheus_text(bench: Bench) -> None:
     assert "smtpraft_raft_is_leader 1.0" in text
     assert 'smtpraft_queue_messages{state="deferred"} 2.0' in text
     assert 'smtpraft_network_peer_round_trip_time_seconds{peer="node-2"} 0.00025' in text
+    assert "smtpraft_queue_oldest_age_seconds 12.5" in text
     assert "process_resident_memory_bytes" in text
+
+
+async def test_metrics_come_without_the_age_of_the_queue_when_the_disk_hangs(bench: Bench) -> None:
+    bench.queue.hangs = True
+    text = (await bench.ask("GET", "/metrics")).body.decode()
+    assert "smtpraft_raft_is_leader 1.0" in text
+    assert "smtpraft_queue_oldest_age_seconds" not in text
 
 
 async def test_the_queue_comes_in_pages(bench: Bench) -> None:

@@ -74,6 +74,38 @@ def refused(directory: Path, **settings: str) -> tuple[int, str]:
         return node.ended(), node.log.splitlines()[-1]
 
 
+def metrics_of(admin_port: int) -> dict[str, float]:
+    """Return every sample, by its name and labels."""
+    text = Client([]).ask(f"127.0.0.1:{admin_port}", "GET", "/metrics").body.decode()
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_metrics_tell_what_a_node_has_done(tmp_path: Path) -> None:
+    """One message that cannot be delivered yet, counted where it passed."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with served(tmp_path, DELIVERY__ROUTES=f"*=smtp://127.0.0.1:{port}", CLUSTER__SEGMENT_BYTES="1048576") as node:
+        smtp_port, admin_port = node.serving()
+        wait_for(lambda: Client([]).ask(f"127.0.0.1:{admin_port}", "GET", "/readyz").status == 200)
+        before = metrics_of(admin_port)
+        with smtplib.SMTP("127.0.0.1", smtp_port) as client:
+            client.sendmail("a@example.org", ["b@example.net"], b"Subject: x\r\n\r\nhello\r\n")
+        wait_for(lambda: metrics_of(admin_port)['smtpraft_queue_messages{state="deferred"}'] == 1)
+        wait_for(lambda: metrics_of(admin_port)["smtpraft_queue_oldest_age_seconds"] > 0)
+        after = metrics_of(admin_port)
+    assert 0 < after["smtpraft_queue_oldest_age_seconds"] < 60
+    assert before["smtpraft_queue_oldest_age_seconds"] == 0
+    for name in ("raft_proposals_committed_total", "raft_proposals_applied_total", "raft_batch_entries_count"):
+        assert after[f"smtpraft_{name}"] >= before[f"smtpraft_{name}"] + 2, name
+    assert after["smtpraft_raft_batch_entries_sum"] >= after["smtpraft_raft_batch_entries_count"]
+    assert after["smtpraft_raft_proposals_failed_total"] == 0
+    assert after["smtpraft_wal_segments"] == 1
+    assert after["smtpraft_wal_segment_bytes"] == 1048576
+    assert after["smtpraft_disk_free_bytes"] > 2**20
+    assert (after["smtpraft_kv_keys"], after["smtpraft_kv_bytes"]) == (0, 0)
+
+
 def test_without_a_file_one_node_takes_mail_into_a_maildir(tmp_path: Path) -> None:
     with served(tmp_path) as node:
         smtp_port, admin_port = node.serving()

@@ -14,6 +14,7 @@ from smtpraft.errors import Stopped
 from smtpraft.fastlog import ENTRY_NORMAL, Log
 from smtpraft.storage import HardState, Wal, WalFailed, WalWriter
 from smtpraft.storage.simdisk import Operation, Outcome, SimulatedDisk
+from smtpraft.storage.stats import WalStats
 
 CLUSTER = b"0123456789abcdef"
 WAIT_S = 10
@@ -284,3 +285,12 @@ async def test_it_answers_on_the_loop() -> None:
     assert wal.stats.syncs < 100
     assert sum(wal.stats.sync_counts) == wal.stats.syncs
     wal.close()
+
+
+def test_batches_are_counted_by_their_entries() -> None:
+    stats = WalStats()
+    for entries in (1, 2, 3, 1024, 5000):
+        stats.wrote(entries)
+    assert stats.entries == 6030
+    assert [count for count in stats.batch_counts if count] == [1, 1, 1, 1, 1]
+    assert stats.batch_counts[-1] == 1, "more than the last bound"
