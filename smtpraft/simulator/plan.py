@@ -72,25 +72,27 @@ class Plan:
         share = draw.choice((0.15, 0.3, 0.3, 0.5))
         drawn = frozenset(fault for fault in FAULTS if draw.random() < share)
         faults = drawn if only is None else only
-        tick_us = draw.choice((10, 20, 25, 30)) * MS
+        # Some as the product has it by default, most with coarser ticks: that is more days an hour.
+        tick_ms, election_ticks, heartbeat_ticks = draw.choice(
+            ((10, 15, 5), (25, 6, 2), (50, 5, 2), (50, 5, 2), (50, 8, 2), (100, 5, 1))
+        )
         slow = "delay" in faults
-        election_ticks = max(5, 150 * MS // tick_us)
         return cls(
             seed=seed,
             nodes=nodes or size,
             seconds=seconds,
             faults=faults,
-            tick_us=tick_us,
+            tick_us=tick_ms * MS,
             election_ticks=election_ticks,
-            heartbeat_ticks=max(1, min(50 * MS // tick_us, election_ticks - 1)),
+            heartbeat_ticks=heartbeat_ticks,
             delay_us=draw.choice((200, 1_000, 5_000)) if not slow else draw.choice((10_000, 25_000)),
             jitter_us=draw.choice((100, 1_000, 5_000)) if not slow else draw.choice((20_000, 100_000)),
             loss_ppm=draw.choice((5_000, 50_000, 200_000)) if "loss" in faults else 0,
             repeat_ppm=draw.choice((10_000, 100_000)) if "repeat" in faults else 0,
             disk_us=draw.choice((200, 2_000, 10_000)) if "slow" not in faults else draw.choice((30_000, 60_000)),
-            apply_us=draw.choice((20_000, 50_000, 100_000)),
-            write_every_us=draw.choice((20_000, 50_000, 100_000)),
-            read_every_us=draw.choice((50_000, 100_000, 200_000)),
+            apply_us=draw.choice((20_000, 100_000, 200_000)),
+            write_every_us=draw.choice((30_000, 100_000, 200_000)),
+            read_every_us=draw.choice((100_000, 200_000, 400_000)),
             fault_every_us=draw.choice((200_000, 500_000, 1_000_000)),
             aimed_ppm=draw.choice((500, 3_000, 10_000)),
             lazy_ppm=draw.choice((0, 50_000, 300_000)),

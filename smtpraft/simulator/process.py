@@ -196,10 +196,15 @@ class Process:
         """Do what the core wants done. If `lazy`, perhaps only the next time."""
         if lazy and self.plan.lazy_ppm and self.random.random() * 1_000_000 < self.plan.lazy_ppm:
             return
-        core = self.core
+        core, now = self.core, self.now_s()
         core.stamp = self.clock.now_ms()
-        self._propose()
-        self._ask_reads()
+        if self._forwarded or self.proposals.has_work(now):
+            self._propose()
+        if self.reads.has_work(now):
+            self._ask_reads(now)
+        if not core.has_ready():
+            self.world.invariants.after_turn(self)
+            return
         while core.has_ready():
             output = core.ready()
             marks = self._handed_out(output.entries)
@@ -242,12 +247,10 @@ class Process:
             batch = tuple((fastlog.ENTRY_NORMAL, payload) for payload in payloads)
             self._send(Message(MessageType.PROP, to=leader, sender=self.id, payloads=batch))
 
-    def _ask_reads(self) -> None:
-        now = self.now_s()
-        if self.reads.has_work(now):
-            for context in self.reads.contexts(now):
-                with contextlib.suppress(ProposalDropped):
-                    self.core.read_index(context)
+    def _ask_reads(self, now: float) -> None:
+        for context in self.reads.contexts(now):
+            with contextlib.suppress(ProposalDropped):
+                self.core.read_index(context)
 
     # ---- storing ----------------------------------------------------------------------------------------------------
 
