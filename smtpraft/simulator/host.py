@@ -222,6 +222,7 @@ class Host:
             raise Violation("D7", text)
         self.applied = applied
         self._killed = True
+        self.world.reference.compare(self.id, self.spool.path, applied)
 
     def checkpointed(self, index: int) -> None:
         """The spool says that all up to `index` would survive a loss of power."""

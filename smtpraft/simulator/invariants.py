@@ -78,7 +78,7 @@ class Invariants:
         self.committed: list[Mark] = [Mark(0, 0)]
         self._committed_in: list[int] = [0]
         """The term of the leader that committed each index."""
-        self._applied: dict[int, tuple[Mark, bytes, int]] = {}
+        self._applied: dict[int, Committed] = {}
         self._digests: dict[int, int] = {}
         self.votes: dict[tuple[int, NodeId], NodeId] = {}
 
@@ -191,6 +191,8 @@ class Invariants:
     def compacted(self, host: Host, to_index: int, term: int) -> None:
         """The node let go of its entries up to `to_index`."""
         mirror = host.mirror
+        if to_index <= mirror.base:
+            return  # A crash had brought back what was cut before.
         if to_index > self.commit_index or mirror.log.get(to_index) != self.committed[to_index]:
             raise Violation("D8", f"{host.id} cuts its log at {to_index}, which is not committed")
         for index in range(mirror.base + 1, to_index + 1):
@@ -335,27 +337,26 @@ class Invariants:
 
     def applying(self, process: Process, entries: Iterable[Committed]) -> None:
         """R5: no two nodes apply different entries, nothing is left out, and only what is committed and durable."""
-        for index, mark, kind, payload in entries:
-            self._applying(process, index, (mark, payload, kind))
-
-    def _applying(self, process: Process, index: int, entry: tuple[Mark, bytes, int]) -> None:
-        if index != process.host.applied + 1:
-            raise Violation("R5", f"{process.id} applies {index} after {process.host.applied}")
-        if index > process.core.commit_index or index > self.commit_index:
-            raise Violation("R11", f"{process.id} applies {index}, which is not committed")
-        if self.committed[index] != entry[0] or self._applied.setdefault(index, entry) != entry:
-            raise Violation("R5", f"{process.id} applies another entry {index} than is committed")
-        if index > process.host.mirror.durable_last:
-            raise Violation("D1", f"{process.id} applies {index}, which is not on its disk")
-        process.host.applied = index
+        host = process.host
+        for entry in entries:
+            index = entry.at
+            if index != host.applied + 1:
+                raise Violation("R5", f"{process.id} applies {index} after {host.applied}")
+            if index > process.core.commit_index or index > self.commit_index:
+                raise Violation("R11", f"{process.id} applies {index}, which is not committed")
+            if self.committed[index] != entry.mark or self._applied.setdefault(index, entry) != entry:
+                raise Violation("R5", f"{process.id} applies another entry {index} than is committed")
+            if index > host.mirror.durable_last:
+                raise Violation("D1", f"{process.id} applies {index}, which is not on its disk")
+            host.applied = index
 
     @property
     def applied_index(self) -> int:
         """The highest index that any node has applied."""
         return len(self._applied)
 
-    def entry(self, index: int) -> tuple[Mark, bytes, int]:
-        """Return mark, payload and kind of the entry that was applied at `index`."""
+    def entry(self, index: int) -> Committed:
+        """Return the entry that was applied at `index`."""
         return self._applied[index]
 
     def digest(self, node: NodeId, index: int, digest: int) -> None:

@@ -61,6 +61,7 @@ class Plan:
     keep_entries: int
     compact_every: int
     cache_bytes: int
+    lease_reads: bool
 
     @classmethod
     def draw(
@@ -100,6 +101,7 @@ class Plan:
             keep_entries=draw.choice((5, 50, 200)),
             compact_every=draw.choice((30, 100, 300)),
             cache_bytes=draw.choice((2_000, 20_000, 1_000_000)),
+            lease_reads=draw.random() < 0.3,
         )
 
     def has(self, fault: str) -> bool:

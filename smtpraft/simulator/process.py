@@ -116,6 +116,7 @@ class Process:
                 max_inflight_bytes=16_000,
                 max_uncommitted_bytes=100_000,
                 max_apply_bytes=20_000,
+                lease_reads=plan.lease_reads,
             ),
             self.log,
             host.conf_state,
@@ -123,6 +124,7 @@ class Process:
             applied,
             Random(self.random.getrandbits(32)),
         )
+        self.core.lease_held = self._read_lease_held
         self.seen_commit = self.core.commit_index
         self.seen_term = self.core.term
         self.led_term = 0
@@ -131,6 +133,8 @@ class Process:
         self.clock = StampClock(host.wall_s, host.monotonic_s)
         self.proposals = Proposals(host.id, max_pending_bytes=PENDING_BYTES_MAX, random_bytes=self.random.randbytes)
         self.reads = Reads(self.random.randbytes(8))
+        # As `NodeOptions.read_lease_ms`: a margin for short ticks, and for clocks that run at different rates.
+        self._read_lease_s = max(0, plan.election_ticks - 2) * plan.tick_us * 9 // 10 / 1e6
         self.contact_window_s = 2 * plan.election_ticks * plan.tick_us / 1e6
         self.heartbeats = Heartbeats(
             host.id,
@@ -195,6 +199,8 @@ class Process:
     def turn(self, *, lazy: bool = False) -> None:
         """Do what the core wants done. If `lazy`, perhaps only the next time."""
         if lazy and self.plan.lazy_ppm and self.random.random() * 1_000_000 < self.plan.lazy_ppm:
+            if self.core.role is Role.LEADER:
+                self.world.invariants.after_turn(self)  # It may lead no longer when its turn comes.
             return
         core, now = self.core, self.now_s()
         core.stamp = self.clock.now_ms()
@@ -562,6 +568,10 @@ class Process:
         if self._role is Role.LEADER and self.core.role is Role.LEADER and up_to_date:
             self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
         return self.heartbeats.holder.remaining_s(now, session)
+
+    def _read_lease_held(self) -> bool:
+        now = self.now_s()
+        return now - self.heartbeats.quorum_contact_at(now) < self._read_lease_s
 
     def _judge_disk(self) -> None:
         age_s = self.unsynced_age_s()

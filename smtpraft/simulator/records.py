@@ -36,6 +36,7 @@ class Committed(NamedTuple):
 
     at: int
     mark: Mark
+    stamp: int
     kind: int
     payload: bytes
 
@@ -46,6 +47,6 @@ def committed(spans: Sequence[Span]) -> Iterator[Committed]:
     for span in spans:
         at, end = 0, len(span)
         while at < end:
-            crc, size, term, index, _, kind = unpack(span, at)
-            yield Committed(index, Mark(term, crc), kind, bytes(span[at + ENTRY_HEADER_BYTES : at + size]))
+            crc, size, term, index, stamp, kind = unpack(span, at)
+            yield Committed(index, Mark(term, crc), stamp, kind, bytes(span[at + ENTRY_HEADER_BYTES : at + size]))
             at += size

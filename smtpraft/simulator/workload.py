@@ -1,7 +1,8 @@
-"""What clients want of the cluster, and what they were told: mail accepted, results recorded, linearizable reads.
+"""What clients want of the cluster, and what they were told.
 
 Every command carries a number of its own. So each that was answered with success was applied, once; each that was
-refused never is (RFC 5321 §4.2.5); and a read sees every write that was answered before it began.
+refused never is (RFC 5321 §4.2.5); a read sees every write that was answered before it began; and the key-value map
+passes for one map, on which one thing happens after the other (`linearizability`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,26 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
-from smtpraft.fastlog import ENTRY_NORMAL
+from smtpraft.fastlog import ENTRY_NORMAL, decode_entries
+from smtpraft.simulator.linearizability import (
+    Delete,
+    Get,
+    KeyValueCall,
+    KeyValueModel,
+    Operation,
+    Put,
+    Undecided,
+    check,
+)
+from smtpraft.simulator.operations import KEYS, Knowledge, Wanted, number_in, want
 from smtpraft.simulator.timeline import MS
 from smtpraft.simulator.violation import Violation
-from smtpraft.spool import commands
-from smtpraft.spool.types import Envelope, MessageId, index_of
+from smtpraft.spool.keyvalues import ABSENT, KeyResult
+from smtpraft.spool.types import ORDINAL_BITS, MessageId
 from smtpraft.types import NodeId
 
 if TYPE_CHECKING:
@@ -27,6 +40,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 DEADLINES_S: Final = (0.3, 1.0, 3.0)
+STEPS_MAX: Final = 100_000
 
 
 @dataclass(slots=True)
@@ -35,8 +49,10 @@ class Write:
 
     number: int
     node: NodeId
+    wanted: Wanted
+    called_at: int
     outcome: str = "open"
-    index: int = 0
+    answer: object = None
 
 
 class Workload:
@@ -47,9 +63,12 @@ class Workload:
         self.random = world.random
         self.writes: list[Write] = []
         self.reads_done = 0
+        self.undecided = 0
+        self._known = Knowledge()
+        self._history: list[Operation[KeyValueCall]] = []
         self._open: Counter[NodeId] = Counter()
-        self._acknowledged = 0
-        """The highest index of a write that its client knows of, or of a read: later reads must see it."""
+        self._seen_index = 0
+        """The highest index that a client has seen the effect of: later reads must see it too."""
         self._on: list[Host] = list(world.hosts.values())
         self._going = True
         self._last: Write | None = None
@@ -97,40 +116,57 @@ class Workload:
     def write(self, host: Host, deadline_s: float) -> Write:
         """Let a client of this node's, which runs, ask for something."""
         assert host.process is not None
-        write = Write(len(self.writes), host.id)
+        number = len(self.writes)
+        write = Write(number, host.id, want(number, self._known, self.random), self.world.timeline.now)
         self.writes.append(write)
         host.run(host.process, self._submit, host.process, write, deadline_s)
         return write
 
     def _submit(self, process: Process, write: Write, deadline_s: float) -> None:
-        command = commands.encode_accept(
-            Envelope("a@example.org", ("b@example.net",)), [b"%d %s" % (write.number, b"." * (write.number % 400))]
-        )
+        command = write.wanted.command
         try:
             future = process.proposals.submit(command, process.loop, process.now_s() + deadline_s, 1.0)
         except NotReplicated:
             write.outcome = "refused"
             return
         self._open[process.id] += 1
-        future.add_done_callback(lambda done: self._written(write, done))
+        future.add_done_callback(lambda done: self._written(process, write, done))
         process.turn(lazy=True)
 
-    def _written(self, write: Write, future: Future[object]) -> None:
+    def _written(self, process: Process, write: Write, future: Future[object]) -> None:
         self._open[write.node] -= 1
         error = future.exception()
         match error:
             case None:
-                answer = future.result()
-                assert isinstance(answer, str), answer
-                write.outcome, write.index = "done", index_of(MessageId(answer))
-                self._acknowledged = max(self._acknowledged, write.index)
+                write.outcome, write.answer = "done", future.result()
+                # Its command is applied here: a read that begins now, anywhere, must see what this node has.
+                self._seen_index = max(self._seen_index, process.applier.applied_index)
+                if isinstance(write.answer, str):
+                    self._known.messages.append(MessageId(write.answer))
             case NotReplicated() | Stopped():
                 write.outcome = "refused"
             case OutcomeUnknown():
                 write.outcome = "unknown"
             case _:
                 raise Violation("Q2", f"a client of {write.node} is told {error!r}")
-        self.world.mix(255, write.number, write.index, len(write.outcome))
+        if write.wanted.key and write.outcome != "refused":
+            self._changed(write)
+        self.world.mix(255, write.number, len(write.outcome), len(self._known.messages))
+
+    def _changed(self, write: Write) -> None:
+        wanted, answer = write.wanted, write.answer
+        assert answer is None or isinstance(answer, KeyResult), answer
+        revision = None if answer is None else answer.revision
+        done = answer is None or answer.done
+        call: KeyValueCall
+        if wanted.value is None:
+            call = Delete(revision, wanted.expected, done)
+        else:
+            call = Put(wanted.value, revision, wanted.expected, done)
+        returned_at = None if answer is None else self.world.timeline.now
+        if revision is not None:
+            self._known.revisions[wanted.key] = ABSENT if wanted.value is None and done else revision
+        self._history.append(Operation(wanted.key, call, write.called_at, returned_at, write.node))
 
     # Reads.
 
@@ -140,55 +176,82 @@ class Workload:
         self.world.timeline.after(self.random.randrange(2 * self.world.plan.read_every_us), self._read_again)
         host = self.random.choice(self._on)
         if host.process is not None:
-            host.run(host.process, self._ask, host, host.process)
+            host.run(host.process, self._ask, host.process)
 
-    def _ask(self, host: Host, process: Process) -> None:
-        must_see = self._acknowledged
-        self._open[host.id] += 1
+    def _ask(self, process: Process) -> None:
+        must_see, called_at = self._seen_index, self.world.timeline.now
+        self._open[process.id] += 1
         future = process.reads.ask(process.loop)
-        future.add_done_callback(lambda done: self._read(host.id, must_see, done))
+        future.add_done_callback(lambda done: self._read(process, must_see, called_at, done))
         process.turn(lazy=True)
 
-    def _read(self, node: NodeId, must_see: int, future: Future[int]) -> None:
-        self._open[node] -= 1
+    def _read(self, process: Process, must_see: int, called_at: int, future: Future[int]) -> None:
+        self._open[process.id] -= 1
         if future.exception() is not None:
             return
-        process = self.world.hosts[node].process
-        assert process is not None
         seen = process.applier.applied_index
         if seen < must_see:
-            raise Violation("S2", f"a read at {node} sees {seen}, but {must_see} was answered before it began")
-        self._acknowledged = max(self._acknowledged, seen)
+            raise Violation("S2", f"a read at {process.id} sees {seen}; {must_see} had been seen before it began")
+        self._seen_index = max(self._seen_index, seen)
         self.reads_done += 1
+        key = self.random.choice(KEYS)
+        found = process.machine.reader.key(key)
+        call = Get(found.value, found.revision) if found is not None else Get(None, ABSENT)
+        self._history.append(Operation(key, call, called_at, self.world.timeline.now, process.id))
 
-    def judge(self) -> None:
+    # The end.
+
+    def judge(self, hosts: list[Host]) -> None:
         """Compare what clients were told with what the log made of it, read from its beginning.
 
         Raises:
-            Violation: Q1 (an answered write is not there), Q2 (a refused one is), Q7 (one is there twice).
+            Violation: Q1 (an answered write is not there), Q2 (a refused one is), Q7 (one is there twice), S2 (the
+                map was no map), Q6 (a body is another one).
         """
+        invariants = self.world.invariants
         applied: dict[int, int] = {}
         sessions = Sessions()
-        for index in range(1, self.world.invariants.applied_index + 1):
-            (term, crc), payload, kind = self.world.invariants.entry(index)
-            item = sessions.admit(index, term, 0, crc, payload) if kind == ENTRY_NORMAL else None
-            if not isinstance(item, Command):
+        for index in range(1, invariants.applied_index + 1):
+            entry = invariants.entry(index)
+            if entry.kind != ENTRY_NORMAL:
                 continue
-            number = number_in(item.data)
+            item = sessions.admit(index, entry.mark.term, entry.stamp, entry.mark.crc, entry.payload)
+            number = number_in(item.data) if isinstance(item, Command) else None
+            if number is None:
+                continue
             if number in applied:
                 raise Violation("Q7", f"write {number} is applied at {applied[number]} and at {index}")
             applied[number] = index
         for write in self.writes:
-            index = applied.get(write.number, 0)
-            if write.outcome == "done" and write.index != index:
-                raise Violation("Q1", f"write {write.number} was answered with {write.index}, it is at {index}")
-            if write.outcome == "refused" and index:
-                raise Violation("Q2", f"write {write.number} was refused at {write.node}, and is applied at {index}")
+            if number_in(write.wanted.command) is None:
+                continue
+            if write.outcome == "done" and write.number not in applied:
+                raise Violation("Q1", f"write {write.number} was answered with {write.answer!r}, and is not there")
+            if write.outcome == "refused" and write.number in applied:
+                at = applied[write.number]
+                raise Violation("Q2", f"write {write.number} was refused at {write.node}, and is applied at {at}")
+        try:
+            broken = check(KeyValueModel(), self._history, steps_max=STEPS_MAX)
+        except Undecided:
+            self.undecided += 1
+        else:
+            if broken is not None:
+                raise Violation("S2", str(broken))
+        for host in hosts:
+            if host.process is not None:
+                self._bodies(host.process)
 
-
-def number_in(command: bytes) -> int:
-    """Return which write a command is: its body begins with the number."""
-    decoded = commands.decode(command)
-    assert not isinstance(decoded, commands.Refusal), decoded
-    body = command[decoded[2] :]
-    return int(body.split(b" ", 1)[0])
+    def _bodies(self, process: Process) -> None:
+        """Q6: the body of every queued message can be read here, and is what was accepted."""
+        for message in process.machine.reader.page(0, 1_000_000):
+            for part in message.parts:
+                index = part.number >> ORDINAL_BITS
+                command = self.world.invariants.entry(index).payload[envelope.COMMAND_HEADER_BYTES :]
+                expected = command[part.offset : part.offset + part.length]
+                if index > process.wal.first_index - 1 and index > process.log.prev_index:
+                    stored = decode_entries(process.wal.read(index, index, None))[0][4]
+                    found = stored[envelope.COMMAND_HEADER_BYTES :][part.offset : part.offset + part.length]
+                else:
+                    found = process.machine.reader.bodies([part]).get(part.number, b"?")
+                if found != expected:
+                    raise Violation("Q6", f"{process.id} has not the body of {message.id}, from entry {index}")

@@ -21,6 +21,7 @@ from smtpraft.simulator.network import Frame, Network
 from smtpraft.simulator.plan import Plan
 from smtpraft.simulator.process import Process
 from smtpraft.simulator.records import Committed
+from smtpraft.simulator.reference import Reference
 from smtpraft.simulator.timeline import MS, S, Timeline
 from smtpraft.simulator.violation import Violation
 from smtpraft.simulator.workload import Workload
@@ -47,6 +48,7 @@ class World:
         self.network = Network(self.timeline, self.random, plan, self._arrive)
         self.hosts: dict[NodeId, Host] = {}
         self.invariants = Invariants(self.hosts)
+        self.reference = Reference(directory, self.invariants)
         self.calm = False
         """The second phase has begun: nothing new breaks."""
         self.digest = 0
@@ -74,8 +76,10 @@ class World:
         self.workload.start()
         self.faults.start()
         self.timeline.run_until(self.plan.seconds * S)
-        self._converge()
-        self.workload.judge()
+        core = self._converge()
+        for host in core:
+            self.reference.compare(host.id, host.spool.path, host.applied)
+        self.workload.judge(core)
 
     def close(self) -> None:
         """Let go of every file."""
@@ -83,8 +87,9 @@ class World:
             if host.process is not None:
                 host.process.close()
                 host.process = None
+        self.reference.close()
 
-    def _converge(self) -> None:
+    def _converge(self) -> list[Host]:
         """L1 to L6: a random majority is healed, the others are broken for good; then it must get on, and agree."""
         core = self.faults.heal_a_majority()
         self.calm = True
@@ -101,6 +106,7 @@ class World:
         now = max(host.process.core.term for host in core if host.process is not None)
         if now != terms or not self._leads(core):
             raise Violation("L6", f"a healed majority goes from term {terms} to {now}: {self._states(core)}")
+        return core
 
     def _leads(self, core: list[Host]) -> bool:
         return any(host.process is not None and host.process.core.role is Role.LEADER for host in core)
