@@ -47,7 +47,12 @@ class Faults:
         self._acts = [(name, act) for name, act in acts.items() if world.plan.has(name)]
 
     def start(self) -> None:
-        """Begin to break things."""
+        """Begin to break things; what a former round broke for good is whole again."""
+        self.world.network.storm(self.world.plan)
+        for host in self.world.hosts.values():
+            host.stays_down = False
+            if host.process is None:
+                self.world.timeline.after(self.random.randrange(50 * MS), host.start)
         if self._acts:
             self.world.timeline.after(self.random.randrange(2 * self.world.plan.fault_every_us), self._again)
 

@@ -195,7 +195,7 @@ class Host:
 
     def _write_half(self, process: Process) -> None:
         """What was being written is written, but not synced; or some operations of it are done."""
-        group = process.in_flight
+        group = process.writer.in_flight
         if group is None or self.random.random() < 0.5:
             return
         at = self.disk.operations + self.random.choice((2, 2, 2, 3, 4, 6))

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from smtpraft.consensus import Message, MessageType, Role
+from smtpraft.consensus import Message, MessageType, RawNode, Role
+from smtpraft.consensus.election import TRANSFER
 from smtpraft.simulator.records import Committed, Mark
 from smtpraft.simulator.violation import Violation
 from smtpraft.storage import HardState
@@ -43,6 +44,17 @@ class Batch:
     hard_state: HardState | None
     first: int
     entries: list[Mark]
+
+
+class Before:
+    """A node as it was when a request for its vote came. `silence_ticks`: since it heard its leader."""
+
+    __slots__ = ("last", "leader", "silence_ticks", "term", "vote")
+
+    def __init__(self, core: RawNode, silence_ticks: int) -> None:
+        self.term, self.vote, self.leader = core.term, core.vote, core.leader_id
+        self.last = (core.log.last_term, core.log.last_index)
+        self.silence_ticks = silence_ticks
 
 
 @dataclass(slots=True)
@@ -247,16 +259,20 @@ class Invariants:
         if other != candidate:
             raise Violation("R7", f"{process.id} votes for {other} and for {candidate} in term {term}")
 
-    def answered(self, process: Process, message: Message, before: tuple[int, NodeId, tuple[int, int]]) -> None:
-        """R12: a request for a vote was taken in; `before`: term, vote, and the last entry (term, index) until then."""
+    def answered(self, process: Process, message: Message, before: Before) -> None:
+        """R12: a request for a vote was taken in. L6: who hears its leader lets nobody disturb it (thesis §4.2.3)."""
         core = process.core
-        term, vote, last = before
+        term, vote = before.term, before.vote
+        changed = (core.term, core.vote) != (term, vote)
         if message.type is PRE_VOTE:
-            if (core.term, core.vote) != (term, vote):
+            if changed:
                 raise Violation("R12", f"{process.id}: a pre-vote changed term {term} to {core.term}, or the vote")
             return
-        granted = core.vote == message.sender and core.term == message.term and (term, vote) != (core.term, core.vote)
-        if granted and (message.log_term, message.index) < last:
+        hears = before.leader != NO_NODE and before.silence_ticks < process.plan.election_ticks
+        if changed and hears and message.context != TRANSFER and core.role is not Role.LEADER:
+            raise Violation("L6", f"{process.id} hears {before.leader}, and lets {message.sender} disturb it")
+        granted = core.vote == message.sender and core.term == message.term and changed
+        if granted and (message.log_term, message.index) < before.last:
             raise Violation("R12", f"{process.id} votes for {message.sender}, whose log is older than its own")
 
     # What a node is and knows.

@@ -93,6 +93,12 @@ class Network:
                     if both_ways:
                         self.cut.add((other, one))
 
+    def storm(self, plan: Plan) -> None:
+        """Be as bad as the plan says, with every link whole."""
+        self.cut.clear()
+        self.delay_us, self.jitter_us = plan.delay_us, plan.jitter_us
+        self.loss_ppm, self.repeat_ppm = plan.loss_ppm, plan.repeat_ppm
+
     def calm(self) -> None:
         """Be a good network from now on, but for the links that are cut."""
         self.loss_ppm = self.repeat_ppm = 0

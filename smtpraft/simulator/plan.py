@@ -62,6 +62,10 @@ class Plan:
     compact_every: int
     cache_bytes: int
     lease_reads: bool
+    rounds: int
+    """How often the day breaks and is healed again."""
+    inflight_messages: int
+    append_bytes: int
 
     @classmethod
     def draw(
@@ -102,6 +106,9 @@ class Plan:
             compact_every=draw.choice((30, 100, 300)),
             cache_bytes=draw.choice((2_000, 20_000, 1_000_000)),
             lease_reads=draw.random() < 0.3,
+            rounds=draw.choice((1, 2, 4)),
+            inflight_messages=draw.choice((1, 2, 4, 16)),
+            append_bytes=draw.choice((200, 1_000, 4_000)),
         )
 
     def has(self, fault: str) -> bool:

@@ -39,23 +39,25 @@ from smtpraft.consensus import (
 )
 from smtpraft.errors import Fatal, Stopped
 from smtpraft.simulator import invariants, records
+from smtpraft.simulator.invariants import Before
+from smtpraft.simulator.logwriter import LogWriter
 from smtpraft.simulator.network import Frame
 from smtpraft.simulator.records import Mark
 from smtpraft.simulator.timeline import MS
 from smtpraft.spool.machine import SpoolMachine
-from smtpraft.storage import Wal, WalFull
-from smtpraft.storage.group import Submission, gather, write_group
+from smtpraft.storage import Wal
 from smtpraft.types import NO_NODE, NodeId
 
 if TYPE_CHECKING:
     from smtpraft.simulator.host import Host
 
-BATCH_BYTES_MAX: Final = 16 * 1024
 SWEEP_US: Final = 100 * MS
-VOUCH_US: Final = 500 * MS
-ROOM_US: Final = 250 * MS
 LEASE_S: Final = 2.0
 PENDING_BYTES_MAX: Final = 200_000
+
+
+HEARS: Final = frozenset({MessageType.APP, MessageType.HEARTBEAT, MessageType.SNAP})
+"""What only a leader says."""
 
 
 class Crash(Exception):
@@ -111,8 +113,8 @@ class Process:
                 id=host.id,
                 election_ticks=plan.election_ticks,
                 heartbeat_ticks=plan.heartbeat_ticks,
-                max_append_bytes=4_000,
-                max_inflight_messages=16,
+                max_append_bytes=plan.append_bytes,
+                max_inflight_messages=plan.inflight_messages,
                 max_inflight_bytes=16_000,
                 max_uncommitted_bytes=100_000,
                 max_apply_bytes=20_000,
@@ -128,6 +130,9 @@ class Process:
         self.seen_commit = self.core.commit_index
         self.seen_term = self.core.term
         self.led_term = 0
+        self.ticks = 0
+        self.heard_at = -1_000_000
+        """The tick at which this process heard its leader last."""
         self.appends = Appends(self.core, self.log)
         self.loop = world.loop
         self.clock = StampClock(host.wall_s, host.monotonic_s)
@@ -145,13 +150,7 @@ class Process:
         )
         self.heartbeats.sessions = sessions
         self._forwarded: list[bytes] = []
-        self._queue: deque[Submission] = deque()
-        self._batches: deque[invariants.Batch] = deque()
-        self._disk_busy = False
-        self.in_flight: list[Submission] | None = None
-        """What is being written."""
-        self.waiting_for_room = False
-        self._vouch_number = 0
+        self.writer = LogWriter(self, self.wal)
         self._to_apply: deque[records.Committed] = deque()
         self._applying: deque[Message] = deque()
         self._apply_busy = False
@@ -162,7 +161,6 @@ class Process:
         self._leader_since = 0.0
         self._compacting = False
         self._next_sweep = 0
-        self.unsynced_since = 0.0
 
     def start(self) -> None:
         """Begin: ask for a session, tick."""
@@ -189,7 +187,7 @@ class Process:
         """Return the time on this node's monotonic clock."""
         return self.host.monotonic_s()
 
-    def _aim(self, fault: str) -> None:
+    def aim(self, fault: str) -> None:
         """Crash here, perhaps."""
         if self.host.aimed(fault):
             raise Crash(fault)
@@ -273,61 +271,7 @@ class Process:
         if write is None:
             self._stored(message)
             return
-        if not self._queue:
-            self.unsynced_since = self.now_s()
-        self._batches.append(invariants.Batch(write.hard_state, write.first_index, entries))
-        size_bytes = sum(map(len, write.spans))
-        done = partial(self._write_done, message)
-        self._queue.append(
-            Submission(
-                write.spans, write.first_index, write.last_index, size_bytes, write.hard_state, write.sync, done, 0.0
-            )
-        )
-        self._write_next()
-
-    def _write_next(self) -> None:
-        if self._disk_busy or not self._queue:
-            return
-        self._disk_busy = True
-        group = gather(self._queue, BATCH_BYTES_MAX)
-        self.host.mirror.writing = tuple(self._batches[number] for number in range(len(group)))
-        self.in_flight = group
-        self.after(self.host.disk_latency_us(), self._write, group)
-
-    def _write(self, group: list[Submission]) -> None:
-        """The disk is done, or dies, or has no room."""
-        with self.host.aiming("crash-persist"):
-            try:
-                write_group(self.wal, group)
-            except WalFull:
-                self.waiting_for_room = True
-                self.after(ROOM_US, self._write, group)
-                return
-        self.waiting_for_room = False
-        self.in_flight = None
-        self.world.invariants.synced(self.host, [self._batches.popleft() for _ in group])
-        self._aim("crash-persist")
-        for _ in group:
-            self._queue.popleft()
-        self.unsynced_since = self.now_s()
-        self._disk_busy = False
-        for item in group:
-            item.done()
-        self.turn()
-        self._write_next()
-        if not self._queue:
-            self._vouch_number += 1
-            self.after(VOUCH_US, self._vouch, self._vouch_number)
-        if self.random.random() < 0.3:
-            self.after(self.host.disk_latency_us(), self._prepare_spares)
-
-    def _vouch(self, number: int) -> None:
-        if number == self._vouch_number and not self._queue:
-            self.wal.vouch()
-
-    def _prepare_spares(self) -> None:
-        if not self._disk_busy:
-            self.wal.prepare_spares()
+        self.writer.submit(write, entries, partial(self._write_done, message))
 
     def _write_done(self, message: Message) -> None:
         self.appends.written()
@@ -363,14 +307,14 @@ class Process:
 
     def _work(self) -> None:
         self._apply_busy = False
-        self._aim("crash-apply")
+        self.aim("crash-apply")
         self.world.applying(self, self._to_apply)
         self._to_apply.clear()
         self.applier.work()
 
     def _applied_here(self, deliver: Callable[[], None]) -> None:
         """The machine has committed its transaction; its thread tells the loop."""
-        self._aim("crash-apply")
+        self.aim("crash-apply")
         deliver()
 
     def _take_result(self, result: Result) -> None:
@@ -406,7 +350,7 @@ class Process:
 
     def _prepare_compaction(self, to_index: int) -> None:
         self.machine.before_compaction(to_index)
-        self._aim("crash-apply")
+        self.aim("crash-apply")
         safe = self.machine.checkpoint()
         self.host.checkpointed(safe)
         self.after(self.host.apply_latency_us(), self._cut, min(to_index, safe))
@@ -419,7 +363,7 @@ class Process:
         self.core.compact(to_index)
         self.world.invariants.compacted(self.host, to_index, term)
         self.turn()
-        self._aim("crash-apply")
+        self.aim("crash-apply")
         with self.host.aiming("crash-persist"):
             self.wal.compact(to_index)
 
@@ -457,7 +401,7 @@ class Process:
     def _step(self, message: Message) -> None:
         core = self.core
         asks = message.type is MessageType.VOTE or message.type is MessageType.PRE_VOTE
-        before = (core.term, core.vote, (self.log.last_term, self.log.last_index)) if asks else None
+        before = Before(core, self.ticks - self.heard_at) if asks else None
         try:
             core.step(message)
         except ProposalDropped:
@@ -466,19 +410,21 @@ class Process:
             self.world.refused(self, message, error)
         if before is not None:
             self.world.invariants.answered(self, message, before)
+        elif message.type in HEARS and core.leader_id == message.sender and core.term == message.term:
+            self.heard_at = self.ticks
 
     def _send(self, message: Message) -> None:
         kind = message.type
         world = self.world
         world.invariants.sent(self, message)
-        self._aim("crash-send")
+        self.aim("crash-send")
         tail = b""
         if kind is MessageType.HEARTBEAT:
             may_grant = self.applier.applied_index >= self._leader_started_index
             frame = self.heartbeats.encode(message, self.now_s(), self._retain_index(), may_grant)
             number, head = fastlog.FRAME_HEARTBEAT, frame[fastlog.FRAME_HEADER_BYTES :]
         elif kind is MessageType.HEARTBEAT_RESP:
-            lag_ms = int(self.unsynced_age_s() * 1000)
+            lag_ms = int(self.writer.oldest_unsynced_age_s() * 1000)
             frame = self.heartbeats.encode_response(message, self.now_s(), self.applier.applied_index, lag_ms)
             number, head = fastlog.FRAME_HEARTBEAT_RESPONSE, frame[fastlog.FRAME_HEADER_BYTES :]
         else:
@@ -535,12 +481,9 @@ class Process:
 
     # ---- time -------------------------------------------------------------------------------------------------------
 
-    def unsynced_age_s(self) -> float:
-        """Return for how long the oldest write has been waiting."""
-        return self.now_s() - self.unsynced_since if self._queue else 0.0
-
     def _tick(self) -> None:
         self.after(self.host.tick_us, self._tick)
+        self.ticks += 1
         self.core.tick()
         if self.world.timeline.now >= self._next_sweep:
             self._next_sweep = self.world.timeline.now + SWEEP_US
@@ -574,7 +517,7 @@ class Process:
         return now - self.heartbeats.quorum_contact_at(now) < self._read_lease_s
 
     def _judge_disk(self) -> None:
-        age_s = self.unsynced_age_s()
+        age_s = self.writer.oldest_unsynced_age_s()
         self.core.barred = age_s > self.contact_window_s
         if not self.core.barred or self.core.role is not Role.LEADER:
             return

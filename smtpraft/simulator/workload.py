@@ -75,6 +75,9 @@ class Workload:
 
     def start(self) -> None:
         """Begin to want things."""
+        self._going = True
+        self._last = None
+        self._on = list(self.world.hosts.values())
         plan, timeline = self.world.plan, self.world.timeline
         timeline.after(self.random.randrange(plan.write_every_us), self._write_again)
         timeline.after(self.random.randrange(plan.read_every_us), self._read_again)
@@ -102,6 +105,11 @@ class Workload:
                 self._last = self.write(self.random.choice(up), 3.0)
         if self._last is None or self._last.outcome != "done":
             self.world.timeline.after(200 * MS, self.last_write, hosts)
+
+    def last_read(self, host: Host) -> None:
+        """Read at this node."""
+        if host.process is not None:
+            host.run(host.process, self._ask, host.process)
 
     # Writes.
 

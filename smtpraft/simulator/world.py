@@ -22,7 +22,7 @@ from smtpraft.simulator.plan import Plan
 from smtpraft.simulator.process import Process
 from smtpraft.simulator.records import Committed
 from smtpraft.simulator.reference import Reference
-from smtpraft.simulator.timeline import MS, S, Timeline
+from smtpraft.simulator.timeline import S, Timeline
 from smtpraft.simulator.violation import Violation
 from smtpraft.simulator.workload import Workload
 from smtpraft.types import NodeId
@@ -71,14 +71,15 @@ class World:
         Raises:
             Violation: a promise was broken.
         """
-        for host in self.hosts.values():
-            self.timeline.after(self.random.randrange(50 * MS), host.start)
-        self.workload.start()
-        self.faults.start()
-        self.timeline.run_until(self.plan.seconds * S)
-        core = self._converge()
-        for host in core:
-            self.reference.compare(host.id, host.spool.path, host.applied)
+        core: list[Host] = []
+        for _ in range(self.plan.rounds):
+            self.calm = False
+            self.faults.start()
+            self.workload.start()
+            self.timeline.run_until(self.timeline.now + self.plan.seconds * S // self.plan.rounds)
+            core = self._converge()
+            for host in core:
+                self.reference.compare(host.id, host.spool.path, host.applied)
         self.workload.judge(core)
 
     def close(self) -> None:
@@ -101,12 +102,25 @@ class World:
         begun = self.timeline.now
         if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self._agree(core)):
             raise Violation("L4", f"no agreement within {CONVERGE_S} s: {self._states(core)}")
+        self._hand_over(core)
         terms = max(host.process.core.term for host in core if host.process is not None)
         self.timeline.run_until(self.timeline.now + 3 * S)
         now = max(host.process.core.term for host in core if host.process is not None)
         if now != terms or not self._leads(core):
             raise Violation("L6", f"a healed majority goes from term {terms} to {now}: {self._states(core)}")
         return core
+
+    def _hand_over(self, core: list[Host]) -> None:
+        """L2: leadership is handed over while nobody writes; a read is answered all the same."""
+        leaders = [host for host in core if host.process is not None and host.process.core.role is Role.LEADER]
+        to = self.random.choice(core)
+        if leaders and leaders[0].process is not None:
+            leaders[0].run(leaders[0].process, leaders[0].process.transfer, to.id)
+        self.timeline.run_until(self.timeline.now + 1 * S)
+        self.workload.last_read(to)
+        begun = self.timeline.now
+        if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self.workload.settled):
+            raise Violation("L2", f"a read at {to.id} is not answered within {CONVERGE_S} s: {self._states(core)}")
 
     def _leads(self, core: list[Host]) -> bool:
         return any(host.process is not None and host.process.core.role is Role.LEADER for host in core)

@@ -1,0 +1,97 @@
+"""The writer of one node's log, with virtual time in place of its thread: group commit on a disk that takes its time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from smtpraft.cluster.appends import Write
+from smtpraft.simulator.invariants import Batch
+from smtpraft.simulator.records import Mark
+from smtpraft.simulator.timeline import MS
+from smtpraft.storage import Wal, WalFull
+from smtpraft.storage.group import Submission, gather, write_group
+
+if TYPE_CHECKING:
+    from smtpraft.simulator.process import Process
+
+BATCH_BYTES_MAX: Final = 16 * 1024
+VOUCH_US: Final = 500 * MS
+ROOM_US: Final = 250 * MS
+
+
+class LogWriter:
+    """What `storage.writer.WalWriter` is, for one process."""
+
+    def __init__(self, process: Process, wal: Wal) -> None:
+        self._process = process
+        self._host = process.host
+        self._wal = wal
+        self._queue: deque[Submission] = deque()
+        self._batches: deque[Batch] = deque()
+        self._busy = False
+        self._vouch_number = 0
+        self._waits_since = 0.0
+        self.in_flight: list[Submission] | None = None
+        """What is being written."""
+
+    def submit(self, write: Write, entries: list[Mark], done: Callable[[], None]) -> None:
+        """Have it written; `done` is called when it is, and all before it."""
+        if not self._queue:
+            self._waits_since = self._process.now_s()
+        self._batches.append(Batch(write.hard_state, write.first_index, entries))
+        size_bytes = sum(map(len, write.spans))
+        self._queue.append(
+            Submission(
+                write.spans, write.first_index, write.last_index, size_bytes, write.hard_state, write.sync, done, 0.0
+            )
+        )
+        self._next()
+
+    def oldest_unsynced_age_s(self) -> float:
+        """Return for how long the oldest write has been waiting."""
+        return self._process.now_s() - self._waits_since if self._queue else 0.0
+
+    def _next(self) -> None:
+        if self._busy or not self._queue:
+            return
+        self._busy = True
+        group = gather(self._queue, BATCH_BYTES_MAX)
+        self._host.mirror.writing = tuple(self._batches[number] for number in range(len(group)))
+        self.in_flight = group
+        self._process.after(self._host.disk_latency_us(), self._write, group)
+
+    def _write(self, group: list[Submission]) -> None:
+        """The disk is done, or dies, or has no room."""
+        process = self._process
+        with self._host.aiming("crash-persist"):
+            try:
+                write_group(self._wal, group)
+            except WalFull:
+                process.after(ROOM_US, self._write, group)
+                return
+        self.in_flight = None
+        process.world.invariants.synced(self._host, [self._batches.popleft() for _ in group])
+        process.aim("crash-persist")
+        for _ in group:
+            self._queue.popleft()
+        self._waits_since = process.now_s()
+        self._busy = False
+        for item in group:
+            item.done()
+        process.turn()
+        self._next()
+        if not self._queue:
+            self._vouch_number += 1
+            process.after(VOUCH_US, self._vouch, self._vouch_number)
+        if process.random.random() < 0.3:
+            process.after(self._host.disk_latency_us(), self._prepare_spares)
+
+    def _vouch(self, number: int) -> None:
+        if number == self._vouch_number and not self._queue:
+            self._wal.vouch()
+
+    def _prepare_spares(self) -> None:
+        if not self._busy:
+            self._wal.prepare_spares()
