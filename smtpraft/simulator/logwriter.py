@@ -1,4 +1,4 @@
-"""The writer of one node's log, with virtual time in place of its thread: group commit on a disk that takes its time."""
+"""The writer of one node's log in virtual time: group commit on a disk that takes as long as it likes."""
 
 from __future__ import annotations
 
