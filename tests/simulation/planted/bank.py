@@ -330,8 +330,8 @@ BANK: Final = (
     Bug(
         "a batch vouches for itself: a torn tail is taken for corruption",
         "storage/wal.py",
-        "                durable=self._durable,",
-        "                durable=number,",
+        "segment.header.salt, number, self._durable, self._floor",
+        "segment.header.salt, number, number, self._floor",
     ),
     Bug(
         "corruption taken for a torn tail",
@@ -347,15 +347,15 @@ BANK: Final = (
     ),
     Bug(
         "the directory is not synced after a rename",
-        "storage/wal.py",
-        "        self._disk.sync_directory(self._directory)  # A new segment's name lives there, not in the file.\n",
+        "storage/segment.py",
+        "    disk.sync_directory(directory)  # A new segment's name lives there, not in the file.\n",
         "",
     ),
     Bug(
         "a segment's header is not synced before it gets its name",
-        "storage/wal.py",
-        "            file.pwritev([encode_segment_header(header)], 0)\n            file.sync()\n",
-        "            file.pwritev([encode_segment_header(header)], 0)\n",
+        "storage/segment.py",
+        "        file.pwritev([encode_segment_header(header)], 0)\n        file.sync()\n",
+        "        file.pwritev([encode_segment_header(header)], 0)\n",
     ),
     Bug(
         "segments are recycled before it is written down which still count",
