@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,12 +15,17 @@ from .cluster import Stage, wait_for
 from .figures import Figures
 from .members import add, command, found, join, launch_joining, log_of, members, succeed, voting, wipe
 
+SHORT_LOG: Final = {"CLUSTER__MAX_LOG_ENTRIES": "200", "CLUSTER__SNAPSHOT_THRESHOLD": "100"}
+"""So that who is new gets a snapshot first."""
+
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
 
 async def test_a_cluster_grows_loses_its_leader_and_has_a_lost_disk_replaced(directory: Path, figures: Figures) -> None:
     """Three nodes under load: two more, the leader removed, a wiped one replaced; then the others' state is one."""
-    async with Stage(directory, count=5, start=False, expected=("was removed from its cluster",)) as stage:
+    async with Stage(
+        directory, count=5, start=False, settings=SHORT_LOG, expected=("was removed from its cluster",)
+    ) as stage:
         cluster = stage.cluster
         *founders, fourth, fifth = cluster.nodes
         await found(stage, founders)
@@ -29,6 +35,7 @@ async def test_a_cluster_grows_loses_its_leader_and_has_a_lost_disk_replaced(dir
                 await join(stage, node, founders[0])
             await add(stage, founders[1], fourth, fifth)
             assert {row["role"] for row in (await members(founders[0])).values()} == {"voter"}
+            assert all("installed a snapshot" in log_of(node) for node in (fourth, fifth))
             await load.wait_acknowledged(60)
             await load.finish()
         async with stage.load([node for node in founders if node is not await cluster.leader()]) as load:
@@ -59,6 +66,9 @@ async def test_a_cluster_grows_loses_its_leader_and_has_a_lost_disk_replaced(dir
         await stage.settle([*stays, fourth, fifth])
         stage.check_mail()
         stage.journal.check_sessions()
+        waits = sorted((answer.at - answer.sent_at) * 1000 for answer in stage.journal.answers)
+        figures.add("members change: p99 of all waits for a 250", [waits[len(waits) * 99 // 100]], "ms")
+        figures.add("members change: longest wait for a 250", [waits[-1]], "ms")
 
 
 async def exit_status(node: DemoNode) -> int:

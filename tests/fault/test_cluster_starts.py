@@ -17,6 +17,7 @@ from smtpraft.storage.batch import BATCH_HEADER_BYTES, BatchHeader, decode_heade
 from smtpraft.storage.segment import SEGMENT_HEADER_BYTES, decode_segment_header
 
 from .cluster import Stage, wait_for
+from .members import succeed, voting
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
@@ -232,7 +233,7 @@ async def test_an_emptied_directory_does_not_cost_what_the_others_have(directory
             async with asyncio.timeout(5):
                 await cluster.leader([second, third])
         assert re.search(rf"waiting for .*run smtpraft member replace {second.id} on it", log_of(second))
-        assert f"the cluster knows {second.id} with data directory" in log_of(second)
+        assert f"knows {second.id} with data directory" in log_of(second)
         await stage.witness.open()
         cluster.launch(first)
         for outage in (first_down, third_down):
@@ -242,6 +243,12 @@ async def test_an_emptied_directory_does_not_cost_what_the_others_have(directory
         status = await asyncio.to_thread(second.status)
         assert status is not None
         assert (status["leader_id"], status["commit_index"], status["has_quorum"]) == (None, 0, False)
+
+        await succeed(third, "member", "replace", second.id)
+        await voting(third, second)
+        await cluster.wait_ready(second)
+        await stage.settle()
+        stage.check_mail()
 
 
 def log_of(node: DemoNode) -> str:

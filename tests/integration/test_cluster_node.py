@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from smtpraft.cluster import (
 )
 from smtpraft.cluster.applier import Batch, Result
 from smtpraft.cluster.machine import Item, NoRoom
+from smtpraft.cluster.steward import Steward
 from smtpraft.consensus.messages import EntryRange, Message, MessageType
 from smtpraft.errors import OutcomeUnknown
 from smtpraft.fastlog import Log
@@ -398,3 +401,46 @@ async def test_a_machine_without_room_is_waited_for(tmp_path: Path) -> None:
         assert cluster.machines[node.id].get("c") == "1"  # type: ignore[attr-defined]
     finally:
         await cluster.stop_all()
+
+
+async def test_a_cluster_of_a_release_without_incarnations_is_brought_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nodes get incarnations; once all have one the leader writes them down, and from then on they count."""
+    made = Cluster(tmp_path, 3)
+    with monkeypatch.context() as old:
+        old.setattr(Steward, "_found", lambda self: None)
+        await made.start_all()
+        await made.nodes[NodeId("n1")].replicate(b"colour=blue")
+        await made.stop_all()
+    for peer in made.peers:
+        path = tmp_path / peer.id / "identity.json"
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps({name: facts[name] for name in ("format", "cluster_id", "node_id", "election")}))
+    await made.start(NodeId("n1"))
+    await made.start(NodeId("n2"))
+    first = await made.leader()
+    await first.replicate(b"colour=green")
+    assert {row["incarnation"] for row in first.members() if row["id"] == "n3"} == {"0" * 16}
+    await made.start(NodeId("n3"))
+    await wait_until(lambda: all("0" * 16 not in incarnations(node) for node in made.nodes.values()))
+    assert len({frozenset(incarnations(node)) for node in made.nodes.values()}) == 1
+    await made.nodes[NodeId("n3")].replicate(b"colour=red")
+    await made.stop(NodeId("n3"))
+
+    shutil.rmtree(tmp_path / "n3")
+    (tmp_path / "n3.db").unlink()
+    wiped = await made.start(NodeId("n3"))
+    pair = await made.leader()
+    await pair.replicate(b"colour=black")
+    assert not wiped.has_quorum()
+    assert await pair.change_members("replace", node="n3") == "n3"
+    await wait_until(wiped.has_quorum)
+    await wait_until(lambda: len(pair.status().voters) == 3)
+    await wiped.read_index()
+    assert made.machines[NodeId("n3")].get("colour") == "black"  # type: ignore[attr-defined]
+    await made.stop_all()
+
+
+def incarnations(node: Node) -> list[str]:
+    return [str(row["incarnation"]) for row in node.members()]
