@@ -274,8 +274,14 @@ class Node:
         return to
 
     def forget_leader(self) -> None:
-        """The leader is known to be gone: let this node vote for another at once (it must not lead itself)."""
+        """The leader is known to be gone: let this node vote for another at once (it must not lead itself).
+
+        Raises:
+            SmtpRaftError: reads rest on the leader's lease, which is this node's promise not to do that.
+        """
         self._check_running()
+        if self.options.lease_reads:
+            raise SmtpRaftError("lease_reads is on: no node may forget its leader before an election timeout is over")
         self._driver.guard(self._driver.core.forget_leader)
 
     async def _hand_over(self, to: NodeId | None) -> NodeId | None:

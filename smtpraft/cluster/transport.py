@@ -86,7 +86,7 @@ class Transport:
             secret,
             directory=directory,
             takes_part=takes_part,
-            address=format_address(*listen) if is_explicit(listen[0]) else "",
+            address=format_address(*listen) if is_explicit(listen[0]) and listen[1] else "",
         )
         self._listen = listen
         self._receiver = receiver
