@@ -17,7 +17,7 @@ import msgspec
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 WAITING_BYTES_MAX: Final = 8 * 1024 * 1024
-GATHER_S: Final = 0.01  # lines of so long are written together
+GATHER_S: Final = 0.05  # lines of so long are written together; what is a warning does not wait
 DRAIN_S: Final = 2.0
 _QUIET: Final = ("asyncio", "aiohttp", "mail.log")  # libraries: only what deserves a look
 
@@ -32,6 +32,9 @@ def configure(level: str, style: str) -> None:
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
     logging.captureWarnings(True)
+    # No line of ours says where in the code it was written, or by which process: do not find that out for each.
+    logging._srcfile = None
+    logging.logProcesses = logging.logMultiprocessing = False
 
 
 class BackgroundHandler(logging.Handler):

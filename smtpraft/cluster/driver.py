@@ -33,10 +33,12 @@ from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
 from smtpraft.cluster.enrolment import Enrolment
+from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.machine import StateMachine
 from smtpraft.cluster.outbound import Outbound
 from smtpraft.cluster.proposals import Proposals
+from smtpraft.cluster.proposing import Proposing
 from smtpraft.cluster.reads import Reads
 from smtpraft.cluster.requests import Handler
 from smtpraft.cluster.settings import NodeOptions
@@ -94,11 +96,11 @@ class Driver:
         self.elections_started = self.leader_changes = 0
         self.loop_lag_s = 0.0
         self.proposals = Proposals(self.id, max_pending_bytes=options.max_pending_bytes)
+        self._foresight = Foresight(self.id, self.proposals)
         self.reads = Reads(secrets.token_bytes(8))
         self._loop = asyncio.get_running_loop()
         self._running = self._turning = self._turn_wanted = False
         self._clock = StampClock()
-        self._forwarded: list[tuple[int, bytes]] = []
         self._turned: asyncio.Future[None] | None = None
         self._applying: deque[Message] = deque()
         self._role = Role.FOLLOWER
@@ -180,8 +182,12 @@ class Driver:
             read_entries=self.read_entries_blocking,
             reader=self.reader,
             is_current=lambda term: self.core.term == term and self.core.role is Role.LEADER,
+            is_replicating=self.core.replicating,
             unreachable=self._unreachable,
             on_failure=self.fail,
+        )
+        self._proposing = Proposing(
+            self.core, self.proposals, self.heartbeats, self._outbound, self.transport, self.contact_window_s
         )
 
     async def start(self) -> None:
@@ -278,7 +284,8 @@ class Driver:
             raise
         except Exception as error:
             self.fail(error)
-        self.want_turn()
+        if self._proposing.has_forwarded or self.core.has_ready():
+            self.want_turn()
 
     def peer_connected(self, peer: NodeId) -> None:
         """`peer` can be reached again."""
@@ -303,6 +310,15 @@ class Driver:
             self.fail(error)
         self.want_turn()
 
+    def _take_in(self, act: Callable[[], object]) -> None:
+        """As `guard`, but want a turn only if there is something for one: most answers change nothing."""
+        try:
+            act()
+        except Exception as error:
+            self.fail(error)
+        if self.core.has_ready():
+            self.want_turn()
+
     def want_turn(self) -> None:
         if not self._turn_wanted and not self._turning and self._running:
             self._turn_wanted = True
@@ -315,15 +331,17 @@ class Driver:
         self._turning = True
         try:
             self.core.stamp = self._clock.now_ms()
-            self._propose()
+            self._proposing.turn(self._leader_since)
             self._ask_reads()
             while self.core.has_ready():
                 output = self.core.ready()
                 if output.soft_state is not None:
                     self._role_changed()
-                    self._propose()
+                    self._proposing.turn(self._leader_since)
                 for state in output.read_states:
                     self.reads.confirmed(state, self.applier.applied_index)
+                if self.reads.waiting:
+                    self.applier.hurry()
                 for message in output.messages:
                     if message.to == APPEND_THREAD:
                         self._store(message, output.must_sync)
@@ -338,32 +356,6 @@ class Driver:
             self._turning = False
             self._tell_turned()
 
-    def _propose(self) -> None:
-        """Hand proposals to the leader, be it this node: all that gathered in one batch."""
-        core = self.core
-        now = monotonic()
-        if core.role is Role.LEADER:
-            # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
-            fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self.contact_window_s
-            payloads = self.proposals.take(now, core.term) if fresh else []
-            if self._forwarded:
-                payloads.extend(payload for _, payload in self._forwarded)
-                self._forwarded.clear()
-            if payloads:
-                try:
-                    core.propose(payloads)
-                except ProposalDropped as error:
-                    log.debug("dropped proposals=%d reason=%s", len(payloads), error)  # their senders repeat them
-            return
-        self._forwarded.clear()  # their senders repeat them, to whoever leads then
-        leader = core.leader_id
-        while leader != NO_NODE and self.proposals.has_work(now) and self.transport.connected(leader):
-            payloads = self.proposals.take(now)
-            if not payloads:
-                return
-            batch = tuple((fastlog.ENTRY_NORMAL, payload) for payload in payloads)
-            self._send(Message(MessageType.PROP, to=leader, sender=self.id, payloads=batch))
-
     def _ask_reads(self) -> None:
         now = monotonic()
         if self.reads.has_work(now):
@@ -375,6 +367,7 @@ class Driver:
         """Hand a STORAGE_APPEND to the WAL thread. Its responses leave when it, and all before it, is durable."""
         if message.snapshot is not None:
             self.snapshots.install(message.snapshot)
+            self._foresight.unseen(message.snapshot.index)
         write = self._appends.take(message, must_sync)
         if write is None:
             self._stored(message)
@@ -384,7 +377,7 @@ class Driver:
     def _write_done(self, message: Message) -> None:
         self._appends.written()
         if self._running and not self.failed.done():
-            self.guard(lambda: self._stored(message))
+            self._take_in(lambda: self._stored(message))
 
     def _stored(self, message: Message) -> None:
         for response in self._appends.finished(message):
@@ -396,17 +389,20 @@ class Driver:
     def _apply(self, message: Message) -> None:
         """Hand committed entries to the apply thread."""
         first, last = message.entries.first, message.entries.last
+        spans = None
         try:
             spans = self.entries.spans(first, last)
+            self._foresight.committed(spans)
         except fastlog.NotCached:
-            spans = None
+            self._foresight.unseen(last)
         self._applying.append(message)
-        self.applier.submit(Batch(first, last, self.entries.size_bytes(first, last), spans))
+        urgent = self.reads.waiting or self.proposals.waiting
+        self.applier.submit(Batch(first, last, self.entries.size_bytes(first, last), spans), urgent=urgent)
 
     def _applied(self, result: Result) -> None:
         """The machine has applied some batches: wake who waited for them."""
         if self._running:
-            self.guard(lambda: self._take_result(result))
+            self._take_in(lambda: self._take_result(result))
 
     def _take_result(self, result: Result) -> None:
         self._newest_stamp = max(self._newest_stamp, result.stamp)
@@ -426,6 +422,7 @@ class Driver:
             self.proposals.session_opened(*result.opened)
         for changed in result.changes:
             self.enrolment.roster.change(changed)
+        self._foresight.applied(result.last)
         self.reads.applied(result.last)
         for _ in range(result.batches):
             for response in self._applying.popleft().responses:
@@ -451,8 +448,10 @@ class Driver:
             else:
                 message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
                 if message.type is MessageType.PROP:
-                    self._forwarded.extend(message.payloads)
+                    self._proposing.forwarded(peer, message.payloads)
                     continue
+                if message.type is MessageType.READ_INDEX:
+                    self._outbound.hurry(peer, self.core.commit_index)
                 self.step(message)
                 if message.type is MessageType.APP and self.core.leader_id == peer:
                     self.heartbeats.leader_contact_at = monotonic()
@@ -499,6 +498,7 @@ class Driver:
         self._tick_handle = self._loop.call_later(self._next_tick - now, self._tick)
         admission = self.enrolment.admission
         self.guard(self.core.tick if admission.taking_part else admission.tick)
+        self.applier.hurry()
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)

@@ -149,11 +149,22 @@ class Node:
 
     # ---- the library's face -----------------------------------------------------------------------------------------
 
-    async def replicate(self, command: bytes, *, deadline_s: float = 10.0, give_up_after_s: float = 5.0) -> object:
+    async def replicate(
+        self,
+        command: bytes,
+        *,
+        deadline_s: float = 10.0,
+        give_up_after_s: float = 5.0,
+        foreseen: Callable[[int], object] | None = None,
+    ) -> object:
         """Put `command` to the log; return what the state machine answered to it on this node.
 
         It is on the disks of a majority by then. Cancelling the caller does not undo the proposal. After `deadline_s`
         it is withdrawn; after `give_up_after_s` more nobody can say.
+
+        `foreseen` returns what the machine is certain to answer, given the index of the entry. Then this returns as
+        soon as the command is committed and certain to be applied, without waiting for that; should the machine answer
+        something else, the node stops.
 
         Raises:
             NotReplicated: it is not applied and never will be.
@@ -167,9 +178,9 @@ class Node:
                 f"a command of {len(command)} bytes; at most {self.options.max_command_bytes} fit an entry"
             )
         deadline = monotonic() + deadline_s
-        future = self._driver.proposals.submit(command, self._loop, deadline, give_up_after_s)
+        future = self._driver.proposals.submit(command, self._loop, deadline, give_up_after_s, foreseen)
         self._driver.want_turn()
-        return await asyncio.shield(future)
+        return await future  # cancelling it withdraws nothing: `Proposals` goes on, and answers nobody
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node's state is at least as new as every write that had finished when this was called.

@@ -37,7 +37,8 @@ QUEUED_MAX: Final = 256  # appends that wait behind a read from disk, a peer; pa
 
 
 class Outbound:
-    """Sends for one node. `is_current(term)` says whether it still leads in `term`; `unreachable` tells the core.
+    """Sends for one node. `is_current(term)` says whether it still leads in `term`, `is_replicating(peer)` whether the
+    log there is known to match; `unreachable` tells the core.
 
     `on_failure` hears of a log that cannot be read: to go on would leave a follower behind for ever, without a word.
     """
@@ -50,6 +51,7 @@ class Outbound:
         read_entries: Callable[[int, int], bytes],
         reader: Executor,
         is_current: Callable[[int], bool],
+        is_replicating: Callable[[NodeId], bool],
         unreachable: Callable[[NodeId], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -58,10 +60,14 @@ class Outbound:
         self._read_entries = read_entries
         self._reader = reader
         self._is_current = is_current
+        self._is_replicating = is_replicating
         self._unreachable = unreachable
         self._on_failure = on_failure
         self._waiting: dict[NodeId, deque[Message]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: dict[NodeId, Message] = {}
+        self._awaited: dict[NodeId, int] = {}
+        self._commit_said: dict[NodeId, int] = {}  # in the last append that was sent, or held
 
     def send(self, message: Message) -> None:
         """Send `message` (no heartbeat, no answer to one) to its recipient, or tell the core that it is lost."""
@@ -76,7 +82,14 @@ class Outbound:
                 queue.append(message)
             return
         if not message.entries:
-            self._send_append(message, [])
+            news = message.commit > self._commit_said.get(message.to, 0)
+            if news and message.to not in self._awaited and self._is_replicating(message.to):
+                # It tells a new commit index and nothing else, and nobody there waits for that: the next append will
+                # tell it, or the next heartbeat. The answer to it is saved too. (One without news is a probe.)
+                self._held[message.to] = message
+                self._commit_said[message.to] = message.commit
+            else:
+                self._send_append(message, [])
             return
         try:
             spans = self._log.spans(message.entries.first, message.entries.last)
@@ -87,6 +100,13 @@ class Outbound:
             task.add_done_callback(self._drained)
             return
         self._send_append(message, spans)
+
+    def hurry(self, peer: NodeId, index: int) -> None:
+        """Somebody at `peer` waits until `index` is committed: tell it that much without delay."""
+        self._awaited[peer] = max(index, self._awaited.get(peer, 0))
+        message = self._held.pop(peer, None)
+        if message is not None and self._is_current(message.term):
+            self._send_append(message, [])
 
     def close(self) -> None:
         """Stop reading for peers."""
@@ -141,6 +161,10 @@ class Outbound:
             self._on_failure(error)
 
     def _send_append(self, message: Message, spans: list[memoryview] | list[bytes | memoryview]) -> None:
+        self._commit_said[message.to] = message.commit
+        self._held.pop(message.to, None)  # this one tells the same commit index, or a later one
+        if self._awaited and message.commit >= self._awaited.get(message.to, message.commit + 1):
+            del self._awaited[message.to]
         kind, head, _ = wire.encode_message(message)
         if not self._transport.send(message.to, kind, head, spans):
             self._unreachable(message.to)

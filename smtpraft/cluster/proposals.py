@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from smtpraft.cluster import envelope
-from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
+from smtpraft.errors import Fatal, NotReplicated, OutcomeUnknown, Stopped
 from smtpraft.types import NodeId
 
 RETRY_FIRST_S: Final = 1.0  # silence from a living leader; a dead one is noticed sooner by its successor's election
@@ -41,6 +41,8 @@ class Proposal:
     cancelling: bool = False
     retry_at: float = 0.0
     retry_s: float = RETRY_FIRST_S
+    foreseen: Callable[[int], object] | None = None
+    """What the machine will answer to it, given the index of its entry; None if only the machine can say."""
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class Proposals:
         self._open_at = 0.0
         self._wanted = False
         self._down: dict[int, _Down] = {}
+        self._foreseen: dict[int, object] = {}  # seq -> what was answered, until the machine has said the same
         self.session = 0
         """This node's open session as far as it has applied the log; 0 if none."""
         self.failed_count = 0
@@ -81,21 +84,38 @@ class Proposals:
         return len(self._unassigned) + len(self._by_seq)
 
     @property
+    def waiting(self) -> bool:
+        """Does somebody here wait for what the log brings?"""
+        return bool(self._by_seq) or bool(self._unassigned) or (self._wanted and not self.session)
+
+    @property
+    def nonce(self) -> bytes:
+        """What the session that this node has, or asks for, was opened with."""
+        return self._nonce
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes of commands that are not resolved."""
         return self._pending_bytes
 
     def submit(
-        self, command: bytes, loop: asyncio.AbstractEventLoop, deadline: float, give_up_after_s: float
+        self,
+        command: bytes,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float,
+        give_up_after_s: float,
+        foreseen: Callable[[int], object] | None = None,
     ) -> asyncio.Future[object]:
         """Queue `command`; the future gets its result, `NotReplicated` or `OutcomeUnknown`.
+
+        `foreseen` says what the machine will answer, given the index of the entry; see `foresight`.
 
         Raises:
             NotReplicated: too many bytes wait already.
         """
         if self._pending_bytes and self._pending_bytes + len(command) > self._max_pending_bytes:
             raise NotReplicated(f"{self._pending_bytes} bytes of commands wait for a majority already")
-        proposal = Proposal(command, loop.create_future(), deadline, give_up_after_s)
+        proposal = Proposal(command, loop.create_future(), deadline, give_up_after_s, foreseen=foreseen)
         self._pending_bytes += len(command)
         if self.session:
             self._assign(proposal)
@@ -146,6 +166,11 @@ class Proposals:
             size_bytes += len(payload)
         return payloads
 
+    @property
+    def has_some(self) -> bool:
+        """Whether `take` might return anything, now or later."""
+        return bool(self._outbox) or bool(self._down) or (self._wanted and not self.session)
+
     def has_work(self, now: float) -> bool:
         """Whether `take` would return anything."""
         if self.session:
@@ -186,10 +211,32 @@ class Proposals:
         while self._unassigned:
             self._assign(self._unassigned.popleft())
 
+    def foresee(self, seq: int, index: int) -> None:
+        """Our command `seq` is committed at `index` in the open session, and nothing before it takes it away."""
+        proposal = self._by_seq.get(seq)
+        if proposal is None or proposal.foreseen is None:
+            return
+        del self._by_seq[seq]
+        answer = self._foreseen[seq] = proposal.foreseen(index)
+        self._finish(proposal, answer)
+
+    def withdrawn(self, seq: int) -> None:
+        """A cancel of our command `seq` is committed: what becomes of it, the machine will say."""
+        if (proposal := self._by_seq.get(seq)) is not None:
+            proposal.foreseen = None
+
     def resolved(self, session: int, seq: int, result: object) -> None:
-        """The log applied our command `seq`."""
-        if session == self.session and (proposal := self._by_seq.pop(seq, None)) is not None:
+        """The log applied our command `seq`.
+
+        Raises:
+            Fatal: the machine's answer is not the one that was foreseen, and given.
+        """
+        if session != self.session:
+            return
+        if (proposal := self._by_seq.pop(seq, None)) is not None:
             self._finish(proposal, result)
+        elif self._foreseen and (answer := self._foreseen.pop(seq, result)) != result:
+            raise Fatal(f"command {seq} of session {session} was answered {answer!r}; the machine answers {result!r}")
 
     def overtaken(self, session: int, done_below: int, done: Collection[int]) -> None:
         """A snapshot stands for entries that this node has not seen; in it our session is `session` (0: none is open),
@@ -240,6 +287,7 @@ class Proposals:
 
     def _session_closed(self) -> None:
         """No copy that was handed out under the old session can be applied any more: start them afresh."""
+        self._foreseen.clear()
         self.session = 0
         self._nonce = self._random_bytes(envelope.NONCE_BYTES)
         self._open_at = 0.0

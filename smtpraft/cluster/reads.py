@@ -76,6 +76,11 @@ class Reads:
                 waiter.set_result(index)
         self._confirmed = still
 
+    @property
+    def waiting(self) -> bool:
+        """Does a reader wait for this node to apply what is committed?"""
+        return bool(self._confirmed)
+
     def has_work(self, now: float) -> bool:
         """Whether `contexts` would return anything."""
         return bool(self._new) or any(now >= read.retry_at for read in self._rounds.values())

@@ -265,6 +265,11 @@ class RawNode:
         snapshot = self.raft.raftlog.snapshot
         return snapshot.index if snapshot is not None else 0
 
+    def replicating(self, node: NodeId) -> bool:
+        """Is the log of a member known to match this leader's, so that appends to it only tell what is new?"""
+        progress = self.raft.tracker.progress.get(node)
+        return progress is not None and progress.state is ProgressState.REPLICATE
+
     def quorum_active(self) -> bool:
         """Has this leader heard from a majority since the last check, which comes every election timeout?"""
         return self.raft.tracker.quorum_active()

@@ -25,6 +25,7 @@ from smtpraft.spool.types import (
     MessageInfo,
     MessageNotFound,
     Outcome,
+    id_of_number,
     number_of,
 )
 from smtpraft.types import NodeId
@@ -41,8 +42,13 @@ _T = TypeVar("_T")
 class Replicator(Protocol):
     """What the client needs of `cluster.Node`."""
 
-    async def replicate(self, command: bytes, *, deadline_s: float = 10.0) -> object:
-        """Return the machine's result. Raises NotReplicated, OutcomeUnknown or Stopped."""
+    async def replicate(
+        self, command: bytes, *, deadline_s: float = 10.0, foreseen: Callable[[int], object] | None = None
+    ) -> object:
+        """Return the machine's result, or, as soon as the command is certain to be applied, `foreseen` of its index.
+
+        Raises NotReplicated, OutcomeUnknown or Stopped.
+        """
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node has applied everything that was committed when it was called."""
@@ -91,7 +97,9 @@ class SpoolClient:
         """
         if _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES:
             command = commands.encode_accept(envelope, content)
-            answer = await self._node.replicate(command, deadline_s=deadline_s)
+            # A command that can be read is refused by nothing in the queue: the id is certain with the index.
+            foreseen = None if isinstance(commands.decode(command), Refusal) else _id_of_entry
+            answer = await self._node.replicate(command, deadline_s=deadline_s, foreseen=foreseen)
         else:
             answer = await self._accept_long(envelope, content, deadline_s)
         if isinstance(answer, Refusal):
@@ -324,6 +332,10 @@ class SpoolClient:
     def _publish(self, changes: Changes) -> None:
         for callback in self._subscribers:
             callback(changes)
+
+
+def _id_of_entry(index: int) -> MessageId:
+    return id_of_number(index << ORDINAL_BITS)
 
 
 def _envelope_bytes(envelope: Envelope) -> int:

@@ -358,7 +358,9 @@ async def test_what_waits_to_be_applied_is_bounded(tmp_path: Path) -> None:
             await leader.replicate(b"k%d=%s" % (number, b"v" * 100_000))
         await wait_until(lambda: slow.status().commit_index >= leader.applied_index)
         waiting = sum(batch.size_bytes for batch in list(slow._driver.applier._work) if isinstance(batch, Batch))
-        assert waiting <= 1024 * 1024
+        # What is handed out stops at the first entry that reaches the limit; the batch at the gate may be one
+        # that was committed before these.
+        assert waiting < 1024 * 1024 + 101_000
         gate.set()
         await slow.read_index()
         assert machine.get("k39") == "v" * 100_000  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import apsw
 
@@ -172,11 +172,16 @@ class Single:
         self.refuse = 0
         """How many of the next commands are not replicated."""
 
-    async def replicate(self, command: bytes, *, deadline_s: float | None = None) -> object:
+    async def replicate(
+        self, command: bytes, *, deadline_s: float | None = None, foreseen: Callable[[int], object] | None = None
+    ) -> object:
         if self.refuse:
             self.refuse -= 1
             raise NotReplicated
-        return self.bench.do(command, self.node)
+        answer = self.bench.do(command, self.node)
+        if foreseen is not None:
+            assert foreseen(len(self.bench.journal.items)) == answer
+        return answer
 
     async def read_index(self, *, deadline_s: float | None = None) -> int:
         return len(self.bench.journal.items)

@@ -85,7 +85,7 @@ async def test_parts_go_a_few_at_a_time(client: SpoolClient, node: Single, monke
     under_way = most = 0
     replicate = node.replicate
 
-    async def slow(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def slow(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -107,7 +107,7 @@ async def test_a_lost_part_means_no_message_and_no_leftovers(client: SpoolClient
     replicate = node.replicate
     calls = 0
 
-    async def loses_one(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def loses_one(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -127,7 +127,7 @@ async def test_a_cancelled_acceptance_leaves_no_parts(client: SpoolClient, node:
     replicate = node.replicate
     hanging = asyncio.Event()
 
-    async def hangs(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def hangs(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         if command[0] == commands.CHUNK and len(bench.journal.items) == 2:
             hanging.set()
             await asyncio.Event().wait()
@@ -198,7 +198,7 @@ async def test_a_report_whose_first_try_was_recorded_counts_once(
     replicate = node.replicate
     calls = 0
 
-    async def answer_lost(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def answer_lost(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         nonlocal calls
         calls += 1
         answer = await replicate(command, deadline_s=deadline_s)
@@ -213,7 +213,7 @@ async def test_a_report_whose_first_try_was_recorded_counts_once(
 
 
 async def test_reports_end_when_the_node_stops(client: SpoolClient, node: Single) -> None:
-    async def stopped(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def stopped(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         raise Stopped
 
     message = await client.accept(ENVELOPE, [b"x"], deadline_s=5)
@@ -227,7 +227,7 @@ async def test_reports_end_when_the_node_stops(client: SpoolClient, node: Single
 
 
 async def test_a_bug_while_reporting_is_not_taken_for_a_node_that_stops(client: SpoolClient, node: Single) -> None:
-    async def refuses(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def refuses(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         raise ValueError("too large")
 
     message = await client.accept(ENVELOPE, [b"x"], deadline_s=5)
@@ -248,7 +248,7 @@ async def test_reports_are_cut_into_commands_that_fit_an_entry(client: SpoolClie
     ]
     replicate, sizes = node.replicate, []
 
-    async def measured(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def measured(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         sizes.append(len(command))
         return await replicate(command, deadline_s=deadline_s)
 
@@ -259,7 +259,7 @@ async def test_reports_are_cut_into_commands_that_fit_an_entry(client: SpoolClie
 
 
 async def test_closing_ends_a_report_under_way(client: SpoolClient, node: Single) -> None:
-    async def hangs(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def hangs(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         await asyncio.Event().wait()
         return None
 
@@ -311,7 +311,7 @@ async def test_all_means_what_is_there_now(client: SpoolClient, node: Single, mo
         await client.accept(ENVELOPE, [b"old"], deadline_s=5)
     replicate = node.replicate
 
-    async def busy(command: bytes, *, deadline_s: float | None = None) -> object:
+    async def busy(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
         node.bench.accept(body=b"new")
         return await replicate(command, deadline_s=deadline_s)
 

@@ -1,0 +1,148 @@
+"""What is answered at the commit, and what is left to the machine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from smtpraft import fastlog
+from smtpraft.cluster import envelope
+from smtpraft.cluster.foresight import Foresight
+from smtpraft.cluster.proposals import Proposals
+from smtpraft.errors import Fatal, NotReplicated
+from smtpraft.types import NodeId
+
+ME, OTHER = NodeId("n1"), NodeId("n2")
+SESSION = 5
+
+
+class Desk:
+    """The proposals of a node in session 5, and a log that goes on at index 10."""
+
+    def __init__(self) -> None:
+        self.proposals = Proposals(ME, max_pending_bytes=1 << 20)
+        self.proposals.open_wanted()
+        self.proposals.session_opened(SESSION, self.proposals.nonce)
+        self.foresight = Foresight(ME, self.proposals)
+        self.next_index = 10
+
+    def submit(self, *, foreseen: bool = True) -> tuple[asyncio.Future[object], bytes]:
+        """Return the future of a new command and the payload that is proposed for it."""
+        answer = (lambda index: f"id-{index}") if foreseen else None
+        future = self.proposals.submit(b"command", asyncio.get_running_loop(), 1e9, 5.0, answer)
+        [payload] = self.proposals.take(0.0)
+        return future, payload
+
+    def commit(self, *payloads: bytes, kind: int = fastlog.ENTRY_NORMAL) -> None:
+        """Commit entries with these payloads, one block for all."""
+        block = fastlog.encode_entries(1, self.next_index, 0, kind, payloads)
+        self.next_index += len(payloads)
+        self.foresight.committed([memoryview(block)])
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    return Desk()
+
+
+async def test_a_committed_command_is_answered_before_the_machine_has_worked(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(b"", payload)
+    assert future.result() == "id-11"
+    desk.proposals.resolved(SESSION, 1, "id-11")
+    assert len(desk.proposals) == 0
+    assert desk.proposals.pending_bytes == 0
+
+
+async def test_a_second_copy_answers_nobody(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(payload, payload)
+    assert future.result() == "id-10"
+
+
+async def test_what_nobody_foresees_waits_for_the_machine(desk: Desk) -> None:
+    future, payload = desk.submit(foreseen=False)
+    desk.commit(payload)
+    assert not future.done()
+    desk.proposals.resolved(SESSION, 1, "by the machine")
+    assert future.result() == "by the machine"
+
+
+async def test_a_machine_that_answers_otherwise_stops_the_node(desk: Desk) -> None:
+    _, payload = desk.submit()
+    desk.commit(payload)
+    with pytest.raises(Fatal, match="id-10"):
+        desk.proposals.resolved(SESSION, 1, "refused")
+
+
+async def test_a_command_withdrawn_before_it_was_committed_is_not_answered(desk: Desk) -> None:
+    """RFC 5321 §4.2.5: what is answered 4yz is never delivered, and what is answered 250 is."""
+    future, payload = desk.submit()
+    desk.commit(envelope.encode_cancel(SESSION, 1), payload)
+    assert not future.done()
+    desk.proposals.cancelled(SESSION, 1)
+    with pytest.raises(NotReplicated):
+        future.result()
+
+
+async def test_a_command_behind_the_end_of_its_session_is_not_answered(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(envelope.encode_down(SESSION, [OTHER]), payload)
+    assert not future.done()
+
+
+async def test_a_command_before_the_end_of_its_session_is_answered(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(payload, envelope.encode_down(SESSION, [OTHER]))
+    assert future.result() == "id-10"
+
+
+async def test_the_end_of_another_session_changes_nothing(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(envelope.encode_down(SESSION - 1, [OTHER]), payload)
+    assert future.result() == "id-11"
+
+
+async def test_a_command_behind_a_new_session_of_this_node_is_not_answered(desk: Desk) -> None:
+    """A second process of this node, or a repeat of an older OPEN, takes the session away."""
+    future, payload = desk.submit()
+    desk.commit(envelope.encode_open(b"x" * envelope.NONCE_BYTES, ME), payload)
+    assert not future.done()
+
+
+async def test_a_repeat_of_the_sessions_own_open_changes_nothing(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(envelope.encode_open(desk.proposals.nonce, ME), payload)
+    assert future.result() == "id-11"
+
+
+async def test_a_new_session_of_another_node_changes_nothing(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(envelope.encode_open(b"x" * envelope.NONCE_BYTES, OTHER), payload)
+    assert future.result() == "id-11"
+
+
+async def test_behind_entries_that_were_not_seen_nothing_is_answered_until_they_are_applied(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.foresight.unseen(desk.next_index)
+    desk.next_index += 1
+    desk.commit(payload)
+    assert not future.done()
+    desk.foresight.applied(desk.next_index - 1)
+    later, payload = desk.submit()
+    desk.commit(payload)
+    assert later.result() == f"id-{desk.next_index - 1}"
+
+
+@pytest.mark.parametrize("garbage", [b"\x02short", b"\x03", b"\x00" + b"n" * 16, b"\x01short", b"\xff"])
+async def test_entries_that_no_release_writes_are_passed_over(desk: Desk, garbage: bytes) -> None:
+    future, payload = desk.submit()
+    desk.commit(garbage, payload)
+    assert future.result() == "id-11"
+
+
+async def test_entries_that_are_no_commands_are_passed_over(desk: Desk) -> None:
+    future, payload = desk.submit()
+    desk.commit(payload, kind=fastlog.ENTRY_CONF_CHANGE_V2)
+    assert not future.done()
