@@ -229,10 +229,11 @@ async def test_an_emptied_directory_does_not_cost_what_the_others_have(directory
         shutil.rmtree(second.directory / "data")
         cluster.launch(second)
         cluster.launch(third)
+        waits = re.compile(rf"waiting for .*run smtpraft member replace {second.id} on it")
+        await wait_for(lambda: waits.search(log_of(second)) is not None, "it says that it waits")
         with pytest.raises(TimeoutError):  # none may lead until the first is back
             async with asyncio.timeout(5):
                 await cluster.leader([second, third])
-        assert re.search(rf"waiting for .*run smtpraft member replace {second.id} on it", log_of(second))
         assert f"knows {second.id} with data directory" in log_of(second)
         await stage.witness.open()
         cluster.launch(first)
