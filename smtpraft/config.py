@@ -51,6 +51,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret_file: str = ""
     election: str = "raft"
     election_timeout_ms: int = 150
+    election_priority: int = 100
     heartbeat_interval_ms: int = 50
     tick_ms: int = 10
     lease_ms: int = 2000
@@ -172,6 +173,7 @@ def parse_address(text: str) -> Address:
 
 _RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.election_timeout_ms": (20, 60_000),
+    "cluster.election_priority": (0, 100),
     "cluster.heartbeat_interval_ms": (5, 30_000),
     "cluster.tick_ms": (1, 1000),
     "cluster.lease_ms": (100, 600_000),

@@ -42,6 +42,7 @@ class NodeOptions:
     election: str = "raft"
     tick_ms: int = 10
     election_timeout_ms: int = 150
+    election_priority: int = 100
     heartbeat_interval_ms: int = 50
     lease_ms: int = 2000
     max_log_entries: int = 10_000
@@ -89,6 +90,7 @@ class NodeOptions:
             id=self.node_id,
             election_ticks=self.election_ticks,
             heartbeat_ticks=self.heartbeat_ticks,
+            priority=self.election_priority,
             max_append_bytes=self.max_append_bytes,
             max_inflight_bytes=self.max_inflight_bytes,
             max_uncommitted_bytes=self.max_uncommitted_bytes,

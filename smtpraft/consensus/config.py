@@ -20,6 +20,10 @@ class Config:
     election_ticks: int = 15
     """A follower campaigns after one to two times this many ticks without a word from its leader."""
     heartbeat_ticks: int = 5
+    priority: int = 100
+    """Of this node in elections, 0 to 100: it waits longer for its leader by what is missing to 100, in percent of
+    `election_ticks`. With 0 it never campaigns by itself, only when its leader hands over to it. A wish, no rule: who
+    has the better log wins."""
     max_append_bytes: int = MIB
     """Entries in one APP message; one entry goes at least."""
     max_inflight_messages: int = 256
@@ -65,6 +69,8 @@ class Config:
             raise ValueError(f"heartbeat_ticks={self.heartbeat_ticks}: must be at least 1")
         if self.election_ticks <= self.heartbeat_ticks:
             raise ValueError(f"election_ticks={self.election_ticks}: must be more than heartbeat_ticks")
+        if not 0 <= self.priority <= 100:
+            raise ValueError(f"priority={self.priority}: must be 0 to 100")
         if self.max_inflight_messages < 1:
             raise ValueError(f"max_inflight_messages={self.max_inflight_messages}: must be at least 1")
         if self.max_inflight_bytes and self.max_inflight_bytes < self.max_append_bytes:

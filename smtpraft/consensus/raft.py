@@ -162,7 +162,7 @@ class Raft:
             leader.tick(self)
             return
         self.election.tick(self)
-        if self.election_elapsed >= self.timeout_ticks and self.promotable:
+        if self.election_elapsed >= self.timeout_ticks and self.promotable and self.config.priority:
             self.election_elapsed = 0
             self.campaign()
 
@@ -244,7 +244,8 @@ class Raft:
         self.leader_id = NO_NODE
         self.election_elapsed = 0
         self.heartbeat_elapsed = 0
-        self.timeout_ticks = self.config.election_ticks + self.random.randrange(self.config.election_ticks)
+        ticks = self.config.election_ticks
+        self.timeout_ticks = ticks + ticks * (100 - self.config.priority) // 100 + self.random.randrange(ticks)
         self.transferee = NO_NODE
         self.handed_over = False
         self.pending_conf_index = 0

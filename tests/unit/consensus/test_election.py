@@ -111,6 +111,32 @@ def test_a_follower_campaigns_between_one_and_two_election_timeouts() -> None:
     assert seen == set(range(10, 20))
 
 
+def test_who_has_less_priority_waits_longer() -> None:
+    """So that the others ask for votes first; with half of it one to two and a half timeouts later at most."""
+    waits = set()
+    for _ in range(3):
+        solo = Solo(priority=50)
+        for ticks in range(1, 30):
+            solo.core.tick()
+            if of_type(solo.outputs(), PRE_VOTE):
+                waits.add(ticks)
+                break
+    assert waits
+    assert min(waits) >= 15
+    assert max(waits) < 25
+
+
+def test_without_priority_a_node_campaigns_only_when_its_leader_says_so() -> None:
+    solo = Solo(priority=0)
+    solo.receive(MessageType.HEARTBEAT, term=1)
+    for _ in range(100):
+        solo.core.tick()
+    assert of_type(solo.settle(), PRE_VOTE) == []
+    assert solo.core.role is Role.FOLLOWER
+    solo.receive(MessageType.TIMEOUT_NOW, term=1)
+    assert of_type(solo.outputs(), VOTE)
+
+
 def test_granting_a_vote_starts_the_election_timeout_anew() -> None:
     """Raft §5.2: give the winner the time to say so."""
     solo = Solo(hard_state=HardState(1))
