@@ -3,7 +3,7 @@
     GET  /livez /readyz /healthz   probes, without a token     GET  /v1/queue            list, ?limit= ?after=
     GET  /metrics                  Prometheus                  GET  /v1/queue/ID[/body]  one message
     GET  /v1/status                this node                   POST /v1/queue/ACTION     {"ids": […]} or {"all": true}
-                                                               ACTION: hold release delete flush
+    GET  /v1/snapshot              its state, as a file        ACTION: hold release delete flush
     /v1/members, /v1/leader        who belongs, who leads: see `members`
     /v1/kv                         the key-value map: see `keys`
 
@@ -19,6 +19,7 @@ import hmac
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -32,6 +33,8 @@ from smtpraft.admin.keys import KeyHandlers
 from smtpraft.admin.members import MemberHandlers, MemberNode
 from smtpraft.admin.metrics import CONTENT_TYPE, gauge, render
 from smtpraft.admin.views import message_view, status_view
+from smtpraft.cluster.snapshot_format import encode_file_header
+from smtpraft.cluster.snapshot_sender import Copy
 from smtpraft.config import AdminSettings, ConfigError, parse_address
 from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError, Stopped
 from smtpraft.spool.client import SpoolClient
@@ -48,6 +51,7 @@ ANSWER_S: Final = 4.0  # below the five seconds that command lines wait
 CHANGE_S: Final = 14.0  # below the fifteen that `smtpraft member` waits
 HEALTH_TIMEOUT_S: Final = 2.0
 OLDEST_S: Final = 0.5
+SNAPSHOT_BLOCK_BYTES: Final = 256 * 1024
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,6 +63,8 @@ class AdminNode(MemberNode, Protocol):
     def has_quorum(self) -> bool: ...
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int: ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[Copy]: ...
 
 
 class Admin:
@@ -110,6 +116,7 @@ class Admin:
                 web.get("/healthz", self._healthz),
                 web.get("/metrics", self._get_metrics),
                 web.get("/v1/status", self._get_status),
+                web.get("/v1/snapshot", self._get_snapshot),
                 web.get("/v1/queue", self._get_queue),
                 web.get("/v1/queue/{id}", self._get_message),
                 web.get("/v1/queue/{id}/body", self._get_body),
@@ -217,6 +224,22 @@ class Admin:
         view = status_view(self._node.status(), self._client.counts(), self._digest(), self._compiled)
         return web.json_response(view | {"draining": self.draining})
 
+    async def _get_snapshot(self, request: web.Request) -> web.StreamResponse:
+        async with self._node.snapshot() as copy:
+            log.info("snapshot asked for index=%d bytes=%d", copy.info.index, copy.info.size_bytes)
+            header = encode_file_header(copy.info)
+            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+            response.content_length = len(header) + copy.info.size_bytes
+            file = await asyncio.to_thread(open, copy.path, "rb")
+            try:
+                await response.prepare(request)
+                await response.write(header)
+                while block := await asyncio.to_thread(file.read, SNAPSHOT_BLOCK_BYTES):
+                    await response.write(block)
+            finally:
+                file.close()
+        return response
+
     async def _get_queue(self, request: web.Request) -> web.Response:
         try:
             limit = int(text) if (text := request.query.get("limit", str(PAGE_MESSAGES))).isdecimal() else 0
@@ -290,8 +313,8 @@ class Admin:
 
 
 def _patience_s(path: str) -> float | None:
-    """Return how long a request may take: a message's content as long as it needs, a change of the members longer."""
-    if path.endswith("/body"):
+    """Return how long a request may take: what streams as long as it needs, a change of the members longer."""
+    if path.endswith(("/body", "/snapshot")):
         return None
     return CHANGE_S if path.startswith("/v1/members/") else ANSWER_S
 

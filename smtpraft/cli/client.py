@@ -9,13 +9,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 from urllib.parse import urlencode
 
 from smtpraft.cli.exits import CommandError, Exit
 
 ENDPOINT_DEFAULT: Final = "127.0.0.1:8025"
 PAGE_MESSAGES: Final = 500
+FETCH_BYTES: Final = 1024 * 1024
 
 Json = dict[str, "JsonValue"]
 JsonValue = str | int | float | bool | None | list["JsonValue"] | Json
@@ -159,6 +160,50 @@ class Client:
                 raise CommandError(Exit.TEMPFAIL, f"{endpoint}: {answer.error()}")
             failures.append(f"{endpoint}: {answer.error()}")
             status = Exit.TEMPFAIL
+        raise CommandError(status, *failures)
+
+    def fetch(self, path: str, target: BinaryIO) -> str:
+        """Write the body of the first endpoint that answers with 200 to `target`, however long; return which it was.
+
+        Raises:
+            CommandError: none did, or the answer broke off.
+            OSError: `target` cannot be written.
+        """
+        failures = []
+        status = Exit.UNAVAILABLE
+        for endpoint in self.endpoints:
+            headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            try:
+                connection = http.client.HTTPConnection(
+                    endpoint.removeprefix("http://").rstrip("/"), timeout=self.timeout_s
+                )
+            except http.client.InvalidURL as error:
+                failures.append(f"{endpoint}: {error}")
+                continue
+            try:
+                try:
+                    connection.request("GET", path, headers=headers)
+                    response = connection.getresponse()
+                    if response.status != 200:
+                        answer = Answer(endpoint, response.status, response.read())
+                        failures.append(f"{endpoint}: {answer.error()}")
+                        status = Exit.CONFIG if answer.status in (401, 403) else Exit.TEMPFAIL
+                        continue
+                    block = response.read(FETCH_BYTES)
+                except (http.client.HTTPException, OSError, UnicodeError) as error:
+                    failures.append(f"{endpoint}: {_reason(error)}")
+                    continue
+                while block:
+                    target.write(block)
+                    try:
+                        block = response.read(FETCH_BYTES)
+                    except (http.client.HTTPException, OSError) as error:
+                        raise CommandError(Exit.UNAVAILABLE, f"{endpoint}: broke off: {_reason(error)}") from None
+                if response.length:
+                    raise CommandError(Exit.UNAVAILABLE, f"{endpoint}: broke off: {response.length} bytes are missing")
+                return endpoint
+            finally:
+                connection.close()
         raise CommandError(status, *failures)
 
     def queue(self, limit: int | None = None) -> Iterator[Json]:

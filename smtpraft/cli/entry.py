@@ -11,10 +11,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from smtpraft._version import __version__
 from smtpraft.cli.exits import CommandError, Exit
+
+if TYPE_CHECKING:
+    from smtpraft.cli.client import Client
 
 Command = Callable[[argparse.Namespace], int]
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
@@ -97,6 +100,7 @@ def build_parser() -> _Parser:
 
     _add_queue(commands, remote)
     _add_kv(commands, remote)
+    _add_snapshot(commands, shape, remote, configured)
     _add_config(commands, shape, configured)
 
     version = commands.add_parser("version", parents=[shape], help="this version, and whether it is compiled")
@@ -185,6 +189,24 @@ def _add_member(commands: _Commands, remote: _Parser) -> None:
         action.set_defaults(command=_remote("change_members"), operation=operation, command_timeout=15.0)
 
 
+def _add_snapshot(commands: _Commands, shape: _Parser, remote: _Parser, configured: _Parser) -> None:
+    snapshot = commands.add_parser(
+        "snapshot", help="back the replicated state up, look at a backup, begin anew with it"
+    )
+    actions = snapshot.add_subparsers(metavar="ACTION", required=True)
+    save = actions.add_parser("save", parents=[remote], help="from a running node to a new file")
+    save.add_argument("file", metavar="FILE")
+    save.set_defaults(command=_remote("save_snapshot"))
+    status = actions.add_parser("status", parents=[shape], help="check a file, and say what is in it")
+    status.add_argument("file", metavar="FILE")
+    status.set_defaults(command=_snapshot("status"))
+    restore = actions.add_parser(
+        "restore", parents=[shape, configured], help="make the new data directory of a node of a new cluster"
+    )
+    restore.add_argument("file", metavar="FILE")
+    restore.set_defaults(command=_snapshot("restore"))
+
+
 def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> None:
     config = commands.add_parser("config", help="check and show the settings")
     actions = config.add_subparsers(metavar="ACTION", required=True)
@@ -261,8 +283,24 @@ def _remote(function: str) -> Command:
             "kv_put": kv.put,
             "kv_delete": kv.delete,
             "kv_list": kv.list_keys,
+            "save_snapshot": _save_snapshot,
         }
         return commands[function](client, arguments)
+
+    return run
+
+
+def _save_snapshot(client: Client, arguments: argparse.Namespace) -> int:
+    from smtpraft.cli import snapshot
+
+    return snapshot.save(client, arguments)
+
+
+def _snapshot(action: str) -> Command:
+    def run(arguments: argparse.Namespace) -> int:
+        from smtpraft.cli import snapshot
+
+        return snapshot.status(arguments) if action == "status" else snapshot.restore(arguments)
 
     return run
 

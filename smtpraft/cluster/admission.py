@@ -31,7 +31,8 @@ def first_members(options: NodeOptions, facts: Facts, members: Members) -> tuple
     """Return who votes as far as this node knows at its start, and the members that it knows of.
 
     The log knows best; before it says anything, the founders' record does; before there is one, the configuration does,
-    if this node voted by it in a former release. A node that has not taken part knows of nobody who votes.
+    if this node voted by it in a former release, or was made from a snapshot. A node that has not taken part knows of
+    nobody who votes.
     """
     if members.founded:
         return members.conf_state, dict(members.by_id)
@@ -40,7 +41,7 @@ def first_members(options: NodeOptions, facts: Facts, members: Members) -> tuple
         peer.id: Member(peer.id, facts.founders.get(peer.id, 0), peer.host, peer.port) for peer in options.peers
     }
     configured[options.node_id] = Member(options.node_id, facts.incarnation, host, port)
-    if facts.standing in (Standing.FOUNDER, Standing.UPGRADED):
+    if facts.standing in (Standing.FOUNDER, Standing.UPGRADED, Standing.RESTORED):
         return ConfState(voters=tuple(sorted(configured, key=node_order))), configured
     return ConfState(), {} if options.join else configured
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -23,6 +24,7 @@ from smtpraft.cluster.members import rows_of
 from smtpraft.cluster.requests import Arguments
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
+from smtpraft.cluster.snapshot_sender import Copy
 from smtpraft.cluster.snapshots import restart_log, resume_install
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.consensus import Role
@@ -216,6 +218,18 @@ class Node:
     def read_entry_blocking(self, index: int) -> bytes:
         """As `read_entry`, for threads."""
         return self._command_of(index, fastlog.decode_entries(self._driver.read_entries_blocking(index, index))[0][4])
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Copy]:
+        """Make a snapshot of this node's state as of now, in a file that is removed afterwards.
+
+        Raises:
+            SnapshotUnavailable: it cannot be made now.
+            Stopped: the node is not running.
+        """
+        self._check_running()
+        async with self._driver.snapshots.fresh() as copy:
+            yield copy
 
     def lease_valid(self, margin_s: float = 0.0) -> bool:
         """Return whether this node may work on what it owns for at least `margin_s` more seconds."""

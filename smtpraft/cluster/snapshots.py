@@ -18,6 +18,7 @@ A crash before the mark leaves the old state; from the mark on, `resume_install`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -273,7 +274,8 @@ class Snapshots:
         try:
             yield copy
         finally:
-            self._maker.submit(self._files.remove, copy.path)
+            with contextlib.suppress(RuntimeError):  # closed: the next start removes it
+                self._maker.submit(self._files.remove, copy.path)
 
     async def _make(self) -> Copy:
         """Have the machine write a copy, beside all else; one at a time."""

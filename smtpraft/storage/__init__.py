@@ -13,7 +13,7 @@ from smtpraft.storage.errors import (
     WalFull,
     WalNewer,
 )
-from smtpraft.storage.identity import Facts, Identity, Standing, read_facts
+from smtpraft.storage.identity import Facts, Identity, Standing, adopt_directory, read_facts
 from smtpraft.storage.recovery import Recovery
 from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
 from smtpraft.storage.wal import Wal
@@ -39,5 +39,6 @@ __all__ = [
     "WalNewer",
     "WalStats",
     "WalWriter",
+    "adopt_directory",
     "read_facts",
 ]

@@ -9,6 +9,7 @@ and never changes, and a *standing*: as what its node may take part.
     fresh ──▶ founder   every founding member was there, and fresh as well; `founders` has the incarnation of each
       │ └───▶ admitted  the cluster knows this incarnation: its log says who votes
     upgraded            written by a release without incarnations: what the configuration lists are the first voters
+    restored            made from a snapshot of another cluster: the same
     any ────▶ removed   the cluster has let this incarnation go, for good
 """
 
@@ -41,6 +42,7 @@ class Standing(enum.Enum):
     FOUNDER = "founder"
     ADMITTED = "admitted"
     UPGRADED = "upgraded"
+    RESTORED = "restored"
     REMOVED = "removed"
 
 
@@ -169,6 +171,20 @@ def read_facts(disk: Disk, directory: str) -> Facts | None:
         return _decode(found)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise _damaged(path) from None
+
+
+def adopt_directory(disk: Disk, directory: str, wanted: Facts) -> Facts:
+    """Make a directory that holds a restored log this node's, as the last step of restoring it; return what it says.
+
+    Raises:
+        IdentityMismatch: it is somebody's already.
+    """
+    names = disk.list_directory(directory)
+    if IDENTITY_FILE in names:
+        raise IdentityMismatch(f"{directory} is a node's data directory already")
+    facts = replace(wanted, incarnation=_new_incarnation(disk), standing=Standing.RESTORED)
+    _write(disk, directory, names, _encode(facts))
+    return facts
 
 
 def _new_incarnation(disk: Disk) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from smtpraft.cli import queue, status
 from smtpraft.cli.client import Answer, Client
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cluster.requests import Declined
+from smtpraft.cluster.snapshot_sender import Copy
+from smtpraft.cluster.snapshots import SnapshotUnavailable
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.config import AdminSettings, ConfigError
 from smtpraft.errors import NotReplicated, OutcomeUnknown, SmtpRaftError
@@ -74,6 +77,9 @@ class FakeNode:
         if not self.quorum:
             raise NotReplicated("no majority confirmed the read in time")
         return 42
+
+    def snapshot(self) -> AbstractAsyncContextManager[Copy]:
+        raise SnapshotUnavailable("nothing was applied yet")
 
     async def change_members(self, operation: str, **arguments: object) -> object:
         self.changes.append((operation, arguments))
@@ -445,3 +451,8 @@ async def test_status_of_the_cluster_names_members_without_endpoint(
     ]
     assert await bench.command(status.health, write_out="json") == Exit.OK
     assert json.loads(capsys.readouterr().out)[0]["health"] is True
+
+
+async def test_a_snapshot_that_cannot_be_made_is_an_error_not_a_file(bench: Bench) -> None:
+    answer = await bench.ask("GET", "/v1/snapshot")
+    assert (answer.status, answer.error()) == (409, "nothing was applied yet")

@@ -253,7 +253,14 @@ class Machine:
 def open_wal(disk: SimulatedDisk) -> tuple[Wal, HardState, Log]:
     entries = Log()
     wal, recovery = Wal.open(
-        disk, "/data/wal", cluster_id=CLUSTER, node_id="n1", log=entries, segment_bytes=64 * 1024, background=False
+        disk,
+        "/data/wal",
+        cluster_id=CLUSTER,
+        node_id="n1",
+        log=entries,
+        segment_bytes=64 * 1024,
+        background=False,
+        promises="/data",
     )
     return wal, recovery.hard_state, entries
 
