@@ -101,6 +101,7 @@ def build_parser() -> _Parser:
     _add_queue(commands, remote)
     _add_kv(commands, remote)
     _add_snapshot(commands, shape, remote, configured)
+    _add_recover(commands, shape)
     _add_config(commands, shape, configured)
 
     version = commands.add_parser("version", parents=[shape], help="this version, and whether it is compiled")
@@ -207,6 +208,19 @@ def _add_snapshot(commands: _Commands, shape: _Parser, remote: _Parser, configur
     restore.set_defaults(command=_snapshot("restore"))
 
 
+def _add_recover(commands: _Commands, shape: _Parser) -> None:
+    recover = commands.add_parser(
+        "recover", parents=[shape], help="a majority is lost for good: begin a new cluster with what is left"
+    )
+    recover.add_argument(
+        "directories", metavar="DIR", nargs="+", help="a data directory that is left, of a stopped node"
+    )
+    recover.add_argument("--save", metavar="FILE", required=True, help="the snapshot to make of them")
+    recover.add_argument("--accept-data-loss", action="store_true", help="do it; without, only say what would be lost")
+    recover.add_argument("-c", "--config", metavar="NEW.toml", help="also restore it as this node of the new cluster")
+    recover.set_defaults(command=_recover)
+
+
 def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> None:
     config = commands.add_parser("config", help="check and show the settings")
     actions = config.add_subparsers(metavar="ACTION", required=True)
@@ -303,6 +317,12 @@ def _snapshot(action: str) -> Command:
         return snapshot.status(arguments) if action == "status" else snapshot.restore(arguments)
 
     return run
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.recover import recover
+
+    return recover(arguments)
 
 
 def _config(action: str) -> Command:
