@@ -242,6 +242,7 @@ class Proposals:
         """A snapshot stands for entries that this node has not seen; in it our session is `session` (0: none is open),
         and of that all below `done_below` and those in `done` were applied or cancelled: which, nobody can say.
         """
+        self._foreseen.clear()  # the machine will not answer these any more
         for seq, proposal in list(self._by_seq.items()):
             if proposal.handed_out and (session != self.session or seq < done_below or seq in done):
                 del self._by_seq[seq]

@@ -141,7 +141,9 @@ class Salvage:
         if not self._opened:
             raise CannotRecover("none of the directories is of any use")
         best = max(self._opened, key=lambda each: (each.found.last_term, each.found.last_index))
-        voters = best.found.voters
+        _replay(best)
+        members = best.applier.members  # as of its last entry: what a node stores of a membership, it lives by
+        voters = best.found.voters = members.conf_state.voters if members.founded else best.found.voters
         sound = {each.found.node_id for each in self._opened if not each.found.damage}
         here = [node for node in voters if node in sound]
         if len(here) > len(voters) // 2:
@@ -201,12 +203,7 @@ class Salvage:
         found.first_index, found.last_index = entries.first_index, entries.last_index
         found.last_term = entries.last_term
         found.applied_index = applied
-        members = applier.members
-        found.voters = (
-            members.conf_state.voters
-            if members.founded
-            else tuple(sorted((NodeId(node) for node in facts.founders or {facts.node_id: 0}), key=node_order))
-        )
+        found.voters = tuple(sorted(map(NodeId, facts.founders), key=node_order))
         if not entries.prev_index <= applied <= entries.last_index:
             log_range = f"{entries.first_index} to {entries.last_index}"
             found.problem = f"its state is that of index {applied}, its log holds {log_range}"
@@ -219,7 +216,7 @@ class Salvage:
     # ---- building ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str) -> SnapshotInfo:
-        """Bring the base's state to the end of its log, and write it to the new file `path`, as `snapshot save` does.
+        """Write the base's state as of the end of its log to the new file `path`, as `snapshot save` does.
 
         Raises:
             CannotRecover: as `base`.
@@ -227,16 +224,12 @@ class Salvage:
         """
         base = self._base()
         last = base.entries.last_index
-        for first in range(base.applier.applied_index + 1, last + 1, REPLAY_ENTRIES):
-            end = min(first + REPLAY_ENTRIES - 1, last)
-            base.applier.submit(Batch(first, end, base.entries.size_bytes(first, end), None))
-            while base.applier.work():
-                pass
         state = os.path.join(self._workspace, "state")
         applied = base.machine.write_snapshot(state)
         assert applied.index == last, (applied.index, last)
         members = base.applier.members
-        conf_state = members.conf_state if members.founded else ConfState(voters=base.found.voters)
+        voters = base.found.voters or (NodeId(base.found.node_id),)
+        conf_state = members.conf_state if members.founded else ConfState(voters=voters)
         info = SnapshotInfo(
             secrets.token_bytes(ID_BYTES).hex(),
             base.found.cluster_id,
@@ -257,6 +250,16 @@ class Salvage:
         os.rename(part, path)
         RealDisk().sync_directory(os.path.dirname(os.path.abspath(path)))
         return info
+
+
+def _replay(opened: _Opened) -> None:
+    """Apply its log to the end."""
+    entries, applier = opened.entries, opened.applier
+    for first in range(applier.applied_index + 1, entries.last_index + 1, REPLAY_ENTRIES):
+        last = min(first + REPLAY_ENTRIES - 1, entries.last_index)
+        applier.submit(Batch(first, last, entries.size_bytes(first, last), None))
+        while applier.work():
+            pass
 
 
 class _Reader:
