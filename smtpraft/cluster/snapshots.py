@@ -218,13 +218,19 @@ class Snapshots:
         The core asks again with every answer to a heartbeat.
         """
         copy = self._copy
-        if copy is not None and copy.info.index >= self._entries.prev_index:
+        if copy is not None and copy.info.index >= self._entries.prev_index and self._has_all_members(copy):
             info = copy.info
             copy.used_at = monotonic()
             return SnapshotMeta(info.index, info.term, info.conf_state, bytes.fromhex(info.id))
         if self._task is None and monotonic() >= self._make_at:
             self._task = asyncio.get_running_loop().create_task(self._renew(), name="snapshot-make")
         return None
+
+    def _has_all_members(self, copy: Copy) -> bool:
+        """A member that was added since could not restore from it: it would be nobody there."""
+        state = copy.info.conf_state
+        known = {*state.voters, *state.learners, *state.voters_outgoing}
+        return all(member.id in known for member in self._core.members())
 
     def send(self, message: Message) -> None:
         """The core's SNAP: it goes by a way of its own, or the core hears that it does not."""
@@ -243,16 +249,16 @@ class Snapshots:
             return
         if copy.info.index < self._entries.prev_index or now - copy.used_at > COPY_IDLE_S:
             self._copy = None
-            self._maker.submit(self._files.remove, copy.path)
+            self._remove(copy.path)
 
     async def _renew(self) -> None:
         try:
             copy = await self._make()
             old, self._copy = self._copy, copy
             if old is not None and not old.users:
-                self._maker.submit(self._files.remove, old.path)
+                self._remove(old.path)
             elif old is not None:
-                asyncio.get_running_loop().call_later(COPY_IDLE_S, self._maker.submit, self._files.remove, old.path)
+                asyncio.get_running_loop().call_later(COPY_IDLE_S, self._remove, old.path)
         except SnapshotUnavailable as error:
             self._make_at = monotonic() + MAKE_AGAIN_S
             log.warning("no snapshot made reason=%r", str(error))
@@ -274,8 +280,11 @@ class Snapshots:
         try:
             yield copy
         finally:
-            with contextlib.suppress(RuntimeError):  # closed: the next start removes it
-                self._maker.submit(self._files.remove, copy.path)
+            self._remove(copy.path)
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(RuntimeError):  # closed: the next start removes it
+            self._maker.submit(self._files.remove, path)
 
     async def _make(self) -> Copy:
         """Have the machine write a copy, beside all else; one at a time."""
@@ -290,11 +299,11 @@ class Snapshots:
             try:
                 applied, size_bytes, sha256 = await asyncio.shield(work)
                 term = self._entries.term(applied.index) if applied.index else 0
-            except (SmtpRaftError, OSError, fastlog.Compacted) as error:
-                self._maker.submit(self._files.remove, path)
+            except (SmtpRaftError, OSError, fastlog.Compacted, fastlog.Unavailable) as error:
+                self._remove(path)
                 raise SnapshotUnavailable(f"{type(error).__name__}: {error}") from error
             if not applied.index:
-                self._maker.submit(self._files.remove, path)
+                self._remove(path)
                 raise SnapshotUnavailable("nothing was applied yet")
             info = SnapshotInfo(
                 id,

@@ -243,8 +243,12 @@ class SpoolMachine:
 
         Raises:
             SpoolFull: no room for it.
+            OSError: the disk, or SQLite, cannot do it now.
         """
-        meta = write_copy(self._path, path, self._reader_of_entries())
+        try:
+            meta = write_copy(self._path, path, self._reader_of_entries())
+        except apsw.Error as error:  # the state itself is the apply thread's to judge
+            raise OSError(f"{path}: {error}") from error
         return Applied(meta.applied_index, meta.notes)
 
     def install_snapshot(self, path: str) -> None:

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from time import monotonic
 
+import msgspec
 import pytest
 
 from smtpraft.cluster import Applied, Node, OutcomeUnknown, retention, snapshots
+from smtpraft.consensus import ConfState
 from smtpraft.types import NodeId
 
 from .test_cluster_node import Cluster
@@ -120,6 +122,19 @@ async def test_two_members_share_one_copy_and_it_is_removed(tmp_path: Path, monk
     finally:
         for node_id in list(cluster.nodes):
             await cluster.stop(node_id)
+
+
+async def test_a_copy_from_before_a_member_was_added_is_not_sent_to_it(cluster: Cluster) -> None:
+    """It could not restore from it, and would be sent the same one for ever."""
+    await left_behind(cluster, N3)
+    snapshots = leader(cluster)._driver.snapshots
+    await snapshots._renew()
+    copy = snapshots._copy
+    assert copy is not None
+    others = tuple(node for node in copy.info.conf_state.voters if node != N3)
+    copy.info = msgspec.structs.replace(copy.info, conf_state=ConfState(voters=others))
+    node = await cluster.start(N3)
+    await wait_for(lambda: installs(node) == 1 and node.applied_index == leader(cluster).applied_index)
 
 
 async def test_what_a_member_had_proposed_before_the_snapshot_is_unknown(
