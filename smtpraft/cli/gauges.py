@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
 from smtpraft.admin.metrics import counter, gauge, labelled
+from smtpraft.cluster.commits import COMMIT_BUCKETS_S
 from smtpraft.cluster.node import Node
 from smtpraft.delivery.metrics import DeliveryMetrics
 from smtpraft.smtp.statistics import SmtpStatistics
@@ -45,6 +46,10 @@ def node_metrics(node: Node) -> Iterable[Metric]:
     yield gauge("wal_segments", "Files of the log in use.", segments)
     yield gauge("wal_segment_bytes", "Their bytes.", size_bytes)
     yield histogram("raft_batch_entries", "Entries in one write.", BATCH_BUCKETS, stats.batch_counts, stats.entries)
+    times = node.commit_times
+    yield histogram(
+        "raft_commit_duration_seconds", "Proposal to answer.", COMMIT_BUCKETS_S, times.counts, times.seconds
+    )
     yield counter("raft_proposals_failed", "Proposals of this node not applied, or unknown.", node.proposals_failed)
     traffic = node.traffic()
     sent = {str(peer): float(stats.sent_bytes) for peer, stats in traffic.items()}

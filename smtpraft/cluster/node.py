@@ -16,6 +16,7 @@ from smtpraft._version import __version__
 from smtpraft.cluster import envelope
 from smtpraft.cluster.asking import Answer, encode_answer
 from smtpraft.cluster.changes import Changes, role_of
+from smtpraft.cluster.commits import CommitTimes
 from smtpraft.cluster.driver import Driver
 from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
@@ -50,6 +51,8 @@ class Node:
         self.options = options
         self.id = options.node_id
         self._machine = machine
+        self.commit_times = CommitTimes()
+        """From a call of `replicate` to its answer."""
         self._stopping = False
         self._identity: Identity | None = None
         self._wal: Wal | None = None
@@ -179,10 +182,12 @@ class Node:
             raise ValueError(
                 f"a command of {len(command)} bytes; at most {self.options.max_command_bytes} fit an entry"
             )
-        deadline = monotonic() + deadline_s
-        future = self._driver.proposals.submit(command, self._loop, deadline, give_up_after_s, foreseen)
+        began = monotonic()
+        future = self._driver.proposals.submit(command, self._loop, began + deadline_s, give_up_after_s, foreseen)
         self._driver.want_turn()
-        return await future  # cancelling it withdraws nothing: `Proposals` goes on, and answers nobody
+        answer = await future  # cancelling it withdraws nothing: `Proposals` goes on, and answers nobody
+        self.commit_times.add(monotonic() - began)
+        return answer
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node's state is at least as new as every write that had finished when this was called.

@@ -99,6 +99,9 @@ def test_the_metrics_tell_what_a_node_has_done(tmp_path: Path) -> None:
     for name in ("raft_proposals_committed_total", "raft_proposals_applied_total", "raft_batch_entries_count"):
         assert after[f"smtpraft_{name}"] >= before[f"smtpraft_{name}"] + 2, name
     assert after["smtpraft_raft_batch_entries_sum"] >= after["smtpraft_raft_batch_entries_count"]
+    took = after["smtpraft_raft_commit_duration_seconds_sum"] - before["smtpraft_raft_commit_duration_seconds_sum"]
+    assert 0 < took < 60
+    assert after["smtpraft_raft_commit_duration_seconds_count"] >= 2, "the message, and that it must wait"
     assert after["smtpraft_raft_proposals_failed_total"] == 0
     assert after["smtpraft_wal_segments"] == 1
     assert after["smtpraft_wal_segment_bytes"] == 1048576
