@@ -1,4 +1,4 @@
-# make demo | test | bench | bench-system | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | bench | bench-system | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test bench bench-system lint clean
+.PHONY: demo test test-faults bench bench-system lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -22,6 +22,14 @@ demo: .venv/.run
 
 test: .venv/.test
 	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+# Full, frozen and failing disks, as root on Debian: file systems of their own are mounted, and taken away afterwards.
+test-faults: .venv/.test
+	@test "$$(id -u)" = 0 || { echo "make test-faults mounts file systems: run it as root"; exit 1; }
+	@command -v strace mkfs.ext4 fsfreeze >/dev/null && test "$$(command -v strace mkfs.ext4 fsfreeze | wc -l)" = 3 \
+		|| { apt-get update -qq && apt-get install -qq -y strace e2fsprogs util-linux >/dev/null; }
+	@$(BIN)/python -m pytest -m "fault and (privileged or not slow)" tests/fault/test_disk_room.py \
+		tests/fault/test_cluster_disks.py $(ARGS)
 
 bench: .venv/.bench
 	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \

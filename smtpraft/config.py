@@ -66,6 +66,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_uncommitted_bytes: int = 128 * MIB
     max_apply_bytes: int = 64 * MIB
     lease_reads: bool = False
+    disk_reserve_bytes: int = 64 * MIB
     snapshot_bytes_per_s: int = 64 * MIB  # of all snapshots sent, together; 0: no limit
 
 
@@ -187,6 +188,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.max_pending_bytes": (MIB, 1 << 40),
     "cluster.max_uncommitted_bytes": (MIB, 1 << 40),
     "cluster.max_apply_bytes": (MIB, 1 << 40),
+    "cluster.disk_reserve_bytes": (0, 1 << 40),
     "cluster.snapshot_bytes_per_s": (0, 1 << 40),
     "smtp.max_message_bytes": (
         64 * 1024,

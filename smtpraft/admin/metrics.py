@@ -82,6 +82,8 @@ def raft_metrics(status: NodeStatus) -> list[Metric]:
         gauge("raft_is_learner", "Is this node a learner?", status.role == "learner"),
         gauge("raft_has_quorum", "Would a proposal be likely to commit?", status.has_quorum),
         gauge("raft_abstains", "Does this node not vote, because its disk lost part of the log?", status.abstains),
+        gauge("disk_slow", "Are this node's writes slow?", status.disk == "slow"),
+        gauge("disk_full", "Is there too little room for new mail here?", status.disk in ("full", "read-only")),
         counter("raft_leader_changes", "Changes of leader seen.", status.leader_changes),
         counter("raft_elections_started", "Elections this node started.", status.elections_started),
         gauge("raft_term", "Current term.", status.term),

@@ -190,7 +190,8 @@ class Admin:
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        checks = {"quorum": self._node.has_quorum(), "not-draining": not self.draining}
+        room = self._node.status().disk not in ("full", "read-only")
+        checks = {"quorum": self._node.has_quorum(), "room": room, "not-draining": not self.draining}
         for excluded in request.query.getall("exclude", []):
             checks.pop(excluded, None)
         ready = all(checks.values())

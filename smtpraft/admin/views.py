@@ -26,6 +26,7 @@ def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[str, i
         "leader_id": status.leader_id or None,
         "has_quorum": status.has_quorum,
         "abstains": status.abstains,
+        "disk": status.disk,
         "election": status.election,
         "first_index": status.first_index,
         "last_index": status.last_index,
@@ -56,6 +57,7 @@ def _peer_view(peer: PeerStatus) -> JsonObject:
         "applied_index": peer.applied_index,
         "round_trip_ms": peer.round_trip_ms,
         "disk_lag_ms": peer.disk_lag_ms,
+        "disk_full": peer.disk_full,
     }
 
 

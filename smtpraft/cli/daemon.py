@@ -167,7 +167,7 @@ class Daemon:
             self.machine.read_entry = self.node.read_entry_blocking
             self.client = SpoolClient(self.node, self.machine)
             self.keys = KeyValues(self.node, self.machine)
-            self.smtp = SmtpServer(config.smtp, accept=self.client.accept, ready=self._ready)
+            self.smtp = SmtpServer(config.smtp, accept=self.client.accept, ready=self._ready, full=self._full)
             self.delivery = Delivery(
                 config.delivery,
                 client=self.client,
@@ -237,6 +237,10 @@ class Daemon:
             if self.node.has_quorum():
                 self._quorum_seen_at = loop.time()
             await asyncio.sleep(QUORUM_SAMPLE_S)
+
+    def _full(self) -> bool:
+        """Is there too little room on the disk to take on a message?"""
+        return self.node.short_of_room
 
     def _ready(self) -> bool:
         """May a client begin a message? During an election yes, its commit waits that long; without a majority no."""

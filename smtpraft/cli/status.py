@@ -85,6 +85,8 @@ def _row(endpoint: str, facts: Json) -> list[object]:
     shown: list[object] = ["-" if value is None else value for value in values]
     if facts.get("abstains"):
         shown[2] = f"{shown[2]} (abstains)"
+    if facts.get("disk") not in (None, "ok"):
+        shown[2] = f"{shown[2]} (disk {facts.get('disk')})"
     return [endpoint, *shown, held, waiting, "-" if compiled is None else "yes" if compiled else "no"]
 
 

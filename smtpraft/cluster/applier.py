@@ -108,6 +108,7 @@ class Applier:
         self._thread = threading.Thread(target=self._run, name="smtpraft-apply", daemon=True)
         self.applied_index = 0
         self._machine_index = 0
+        self.waiting_for_room = False
 
     def open(self, *, background: bool = True) -> tuple[int, dict[NodeId, int]]:
         """Open the machine and start the thread; return the applied index and the open sessions.
@@ -283,11 +284,12 @@ class Applier:
             except NoRoom as error:
                 if not waiting:
                     log.warning("applying waits for room index=%d error=%s", items[0].index, error)
-                waiting = True
+                waiting = self.waiting_for_room = True
                 with self._wake:
                     if self._wake.wait_for(lambda: self._closing, NO_ROOM_RETRY_S):
                         raise _Closing from None
             else:
+                self.waiting_for_room = False
                 if waiting:
                     log.info("applying goes on index=%d", items[0].index)
                 return answers

@@ -32,6 +32,7 @@ from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.compaction import Compaction
+from smtpraft.cluster.disk_health import DiskHealth
 from smtpraft.cluster.enrolment import Enrolment
 from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.heartbeats import Heartbeats
@@ -109,7 +110,6 @@ class Driver:
         self._next_tick = self._next_sweep = 0.0
         self._leader_started_index = self._newest_stamp = 0
         self._leader_since = self.stand_aside_until = 0.0
-        self._disk_reported = False
         self._read_lease_s = options.read_lease_ms / 1000
         self.contact_window_s = 2 * options.election_timeout_ms / 1000
 
@@ -147,6 +147,9 @@ class Driver:
             abstains_through=wal.abstain_term,
         )
         self.core.lease_held = self._read_lease_held
+        self.disk = DiskHealth(
+            options, self.writer, self.applier, self.core, self.heartbeats, self.reader, self._connected
+        )
         self._abstention = Abstention(wal, entries, self.core, self.reader, self._failed_elsewhere)
         self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
@@ -474,13 +477,16 @@ class Driver:
             self.transport.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
             frame = self.heartbeats.encode_response(
-                message, monotonic(), self.applier.applied_index, int(self.writer.oldest_unsynced_age_s() * 1000)
+                message, monotonic(), self.applier.applied_index, self.disk.report()
             )
             self.transport.send_control(message.to, frame)
         elif kind is MessageType.SNAP:
             self.snapshots.send(message)
         else:
             self._outbound.send(message)
+
+    def _connected(self, peer: NodeId) -> bool:
+        return self.transport.connected(peer)
 
     def _unreachable(self, peer: NodeId) -> None:
         self._loop.call_soon(self.guard, lambda: self.core.report_unreachable(peer))
@@ -499,11 +505,11 @@ class Driver:
         admission = self.enrolment.admission
         self.guard(self.core.tick if admission.taking_part else admission.tick)
         self.applier.hurry()
+        self.guard(lambda: self.disk.judge(now, stand_aside=now < self.stand_aside_until))
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)
             self.guard(lambda: self._judge_leases(now))
-            self.guard(self._judge_disk)
             self.snapshots.sweep(now)
             self.guard(lambda: self._abstention.watch(self.durable_index))
             self.guard(lambda: self.enrolment.steward.sweep(now))
@@ -517,27 +523,6 @@ class Driver:
             live = beats.granter.live(beats.sessions, self.id, now)
             self.proposals.propose_down(session, envelope.encode_down(session, live), self.core.term)
             log.debug("lease expired node=%s session=%d", node, session)
-
-    def _judge_disk(self) -> None:
-        """While the disk hangs: do not campaign, and as leader hand over to a follower whose disk does not hang.
-
-        Followers may sync what this node cannot, so heartbeats alone would keep alive a leader that holds everybody up.
-        """
-        age_s = self.writer.oldest_unsynced_age_s()
-        hangs = age_s > self.contact_window_s
-        self.core.barred = hangs or monotonic() < self.stand_aside_until  # it still votes, but does not campaign
-        if not hangs:
-            self._disk_reported = False
-        if not hangs or self.core.role is not Role.LEADER:
-            return
-        lag_ms = self.heartbeats.disk_lag_ms
-        healthy = [node for node in lag_ms if lag_ms[node] < age_s * 500 and self.transport.connected(node)]
-        if not self._disk_reported:
-            self._disk_reported = True
-            log.warning("disk stalls unsynced_for_ms=%d healthy_peers=%s", age_s * 1000, ",".join(healthy) or "-")
-        if healthy:
-            progress = self.core.status().progress
-            self.core.transfer_leader(max(healthy, key=lambda node: progress[node].match_index))
 
     def _role_changed(self) -> None:
         core = self.core

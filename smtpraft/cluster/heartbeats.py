@@ -11,12 +11,16 @@ Times are seconds, monotonic, given by the caller.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from smtpraft import fastlog
 from smtpraft.cluster.lease import LeaseGranter, LeaseHolder
 from smtpraft.consensus.messages import ConfState, Message, MessageType
 from smtpraft.errors import Fatal
 from smtpraft.types import NodeId
+
+NO_ROOM_BIT: Final = 1 << 63
+"""In the age of a disk's writes, milliseconds: no mail is taken there. To an older release it is a very slow disk."""
 
 
 class Heartbeats:
@@ -43,6 +47,7 @@ class Heartbeats:
         self.retain_index = 0
         """As follower: below this no node that the leader hears of needs the log."""
         self.disk_lag_ms: dict[NodeId, int] = {}
+        self.short_of_room: set[NodeId] = set()
         self.applied: dict[NodeId, int] = {}
         self.round_trip_s: dict[NodeId, float] = {}
         self._contact_at: dict[NodeId, float] = {}
@@ -55,6 +60,7 @@ class Heartbeats:
         self._contact_at.clear()
         self.applied.clear()
         self.disk_lag_ms.clear()
+        self.short_of_room.clear()
 
     def follow(self) -> None:
         """This node leads no longer."""
@@ -120,7 +126,7 @@ class Heartbeats:
 
         return message, accepted
 
-    def encode_response(self, message: Message, now: float, applied_index: int, disk_lag_ms: int) -> bytes:
+    def encode_response(self, message: Message, now: float, applied_index: int, disk: int) -> bytes:
         """Return the frame of the core's HEARTBEAT_RESP `message`."""
         return fastlog.encode_heartbeat_response(
             message.term,
@@ -128,21 +134,22 @@ class Heartbeats:
             self.holder.ask(now),
             applied_index,
             *self.digest,
-            disk_lag_ms,
+            disk,
             self._sent_us.get(message.to, 0),
         )
 
     def decode_response(self, sender: NodeId, head: bytes, term: int, now: float) -> Message:
         """Return the core's message; note the contact if it is of our leadership in `term` (0: we do not lead)."""
         fields = fastlog.decode_heartbeat_response(head)
-        answer_term, context, nonce, applied_index, _, _, disk_lag_ms, sent_us = fields
+        answer_term, context, nonce, applied_index, _, _, disk, sent_us = fields
         if answer_term == term and self.granter is not None:
             self.granter.asked(sender, nonce)
             sent_at = sent_us / 1e6
             self.round_trip_s[sender] = now - sent_at
             self._contact_at[sender] = max(self._contact_at.get(sender, 0.0), min(sent_at, now))
             self.applied[sender] = applied_index
-            self.disk_lag_ms[sender] = disk_lag_ms
+            self.disk_lag_ms[sender] = disk & ~NO_ROOM_BIT
+            (self.short_of_room.add if disk & NO_ROOM_BIT else self.short_of_room.discard)(sender)
         return Message(
             MessageType.HEARTBEAT_RESP,
             to=self._me,

@@ -254,6 +254,11 @@ class Node:
             and not (driver.writer.waiting_for_room or driver.core.abstains)
         )
 
+    @property
+    def short_of_room(self) -> bool:
+        """Whether this node's disk has too little room for new commands of its own; votes and reads go on."""
+        return self._is_running() and self._driver.disk.short_of_room
+
     async def wait_quorum(self, timeout_s: float) -> bool:
         """Wait until `has_quorum`, at most `timeout_s`; return whether it came."""
         return await self._wait_until(self.has_quorum, timeout_s) and self.has_quorum()
@@ -413,6 +418,7 @@ class Node:
                     applied_index=beats.applied.get(peer.id) if leading else None,
                     round_trip_ms=round(round_trip_s * 1000, 3) if round_trip_s is not None else None,
                     disk_lag_ms=beats.disk_lag_ms.get(peer.id) if leading else None,
+                    disk_full=peer.id in beats.short_of_room if leading else None,
                 )
             )
         expires_in_s = self.lease_expires_in_s()
@@ -432,6 +438,7 @@ class Node:
             lease_held=expires_in_s > 0,
             lease_expires_in_ms=int(expires_in_s * 1000),
             has_quorum=self.has_quorum(),
+            disk=self._driver.disk.state.value,
             abstains=core.abstains,
             nodes_up=tuple(sorted(beats.sessions, key=node_order)),
             proposals_pending=len(self._driver.proposals),

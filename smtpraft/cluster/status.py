@@ -20,6 +20,7 @@ class PeerStatus:
     applied_index: int | None = None
     round_trip_ms: float | None = None
     disk_lag_ms: int | None = None
+    disk_full: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class NodeStatus:
     lease_held: bool
     lease_expires_in_ms: int
     has_quorum: bool
+    disk: str
+    """`ok`, `slow`, `full` or `read-only`; see `DiskState`."""
     abstains: bool
     """Its disk lost part of the log, and it has not got it back yet: it neither votes nor leads."""
     nodes_up: tuple[NodeId, ...]

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtpraft.config import SmtpSettings
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
@@ -39,6 +39,9 @@ class AcceptMail(Protocol):
         """
 
 
+FULL: Final = "452 4.3.1 Error: insufficient system storage, try again later"
+
+
 class MailHandler:
     """The hooks of one server."""
 
@@ -49,6 +52,7 @@ class MailHandler:
         policy: RelayPolicy,
         accept: AcceptMail,
         ready: Callable[[], bool],
+        full: Callable[[], bool],
         statistics: SmtpStatistics,
         clock: Callable[[], float],
         instance: str,
@@ -57,6 +61,7 @@ class MailHandler:
         self._policy = policy
         self._accept = accept
         self._ready = ready
+        self._full = full
         self._statistics = statistics
         self._clock = clock
         self._instance = instance
@@ -67,6 +72,8 @@ class MailHandler:
         self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
     ) -> str:
         """Refuse at once what could not be committed: cheaper for both sides than a refusal of the content."""
+        if self._full():
+            return FULL  # RFC 5321 §4.2.3: 452 says that storage is short, and that the client may try again later
         if not self._ready():
             return "451 4.3.0 Error: no majority of the cluster is in reach, try again later"
         return "250 2.1.0 Ok"
@@ -93,6 +100,8 @@ class MailHandler:
         """
         if count_received(envelope.content_blocks) > self._settings.max_received_headers:
             return "554 5.4.6 Error: too many hops"
+        if self._full():
+            return FULL
         transaction_id = f"{self._instance}-{next(self._transactions):x}"
         content = self._with_trace(session, envelope, transaction_id)
         mail = Envelope(
@@ -109,7 +118,7 @@ class MailHandler:
             message = await self._accept(mail, content, deadline_s=self._settings.commit_timeout_s)
         except NotReplicated as error:
             log.warning("not replicated trace=%s client=%s error=%r", transaction_id, session.client_host, error)
-            return "451 4.3.0 Error: the message could not be replicated, try again later"
+            return FULL if self._full() else "451 4.3.0 Error: the message could not be replicated, try again later"
         except Stopped:
             return f"421 4.3.2 {self._settings.hostname} Service shutting down"
         except asyncio.CancelledError:

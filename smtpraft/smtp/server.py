@@ -44,10 +44,12 @@ class SmtpServer:
         *,
         accept: AcceptMail,
         ready: Callable[[], bool],
+        full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
         instance: str = "",
     ) -> None:
         """`ready` says whether a message could be committed now; MAIL is answered 451 while it does not.
+        `full` says whether there is too little room on the disk to take one: 452 while it does.
 
         `instance` begins the transaction ids of `Received:` lines; empty: random. `clock` dates these lines, no more.
         """
@@ -66,6 +68,7 @@ class SmtpServer:
             policy=self._policy,
             accept=accept,
             ready=ready,
+            full=full,
             statistics=self.statistics,
             clock=clock,
             instance=instance or secrets.token_hex(4),

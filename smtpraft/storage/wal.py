@@ -17,6 +17,7 @@ Invariant: a new segment begins only when all batches before it are synced.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Sequence
 from threading import Condition, Lock
@@ -356,7 +357,9 @@ class Wal:
             except OSError as error:
                 raise self._fail("write the promises beside", self._directory, error) from error
 
-    def _fail(self, what: str, path: str, error: OSError) -> WalFailed:
+    def _fail(self, what: str, path: str, error: OSError) -> WalFailed | WalFull:
+        if error.errno == errno.EROFS and what.startswith("write"):
+            return WalFull(f"{path}: {error.strerror}")  # It was refused as a whole, and may be taken later.
         self._failure = WalFailed(f"could not {what} {path}: {error}")
         log.error("write-ahead log failed action=%r path=%s error=%s", what, path, error)
         return self._failure
@@ -488,8 +491,6 @@ class Wal:
     def prepare_spares(self) -> bool:
         """Make one spare if one is wanted; return whether to call again at once. For logs opened without a thread."""
         return self._spares.prepare()
-
-    # ------------------------------------------------------------------------------------------------ begin and end
 
     def _begin(self, memory: Log) -> str:
         """Begin a log, or begin one anew where it begins now, if nothing is left of it."""

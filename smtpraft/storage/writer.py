@@ -34,6 +34,30 @@ FULL_RETRY_S: Final = 0.25
 VOUCH_AFTER_S: Final = 0.5  # With nothing to write for so long, note that the last batch was synced.
 
 
+class Pace:
+    """How long the last writes took. Written by one thread, read by others."""
+
+    def __init__(self) -> None:
+        self._seconds = (0.0,) * 8
+
+    def took(self, seconds: float) -> None:
+        """Note one write."""
+        self._seconds = (*self._seconds[1:], seconds)
+
+    @property
+    def usual_s(self) -> float:
+        """The median of the last three."""
+        return sorted(self._seconds[-3:])[1]
+
+    def last_at_least(self, count: int, seconds: float) -> bool:
+        """Did each of the last `count` take so long?"""
+        return all(each >= seconds for each in self._seconds[-count:])
+
+    def last_below(self, count: int, seconds: float) -> bool:
+        """Did each of the last `count` take less?"""
+        return all(each < seconds for each in self._seconds[-count:])
+
+
 class WalWriter:
     """Writes what is submitted, in order. `submit` is for one thread, the loop's; the facts are for any.
 
@@ -57,6 +81,7 @@ class WalWriter:
         self._batch_bytes_max = min(BATCH_BYTES_MAX, wal.batch_bytes_max)
         self._closing = False
         self._waiting_for_room = False
+        self.pace = Pace()
         self._thread = Thread(target=self._run, name="wal-writer", daemon=True)
         self._thread.start()
 
@@ -162,6 +187,7 @@ class WalWriter:
     def _write(self, group: list[Submission]) -> bool:
         """Write a group as one batch; False if it cannot be and the writer is closed."""
         while True:
+            began = monotonic()
             try:
                 write_group(self._wal, group)
             except WalFull as error:
@@ -174,6 +200,7 @@ class WalWriter:
                     self._changed.wait(FULL_RETRY_S)
             else:
                 self._waiting_for_room = False
+                self.pace.took(monotonic() - began)
                 return True
 
     def _finish(self, group: list[Submission]) -> None:

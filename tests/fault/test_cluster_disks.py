@@ -19,6 +19,7 @@ from .syscalls import Strace
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
 HANG_US: Final = 5_000_000
+CRAWL_US: Final = 120_000
 
 
 def log_files(node: DemoNode) -> list[Path]:
@@ -66,6 +67,36 @@ async def test_a_leader_whose_disk_hangs_is_replaced(directory: Path, figures: F
                 figures.add("leader with a hanging disk: replaced after", [time.monotonic() - began], "s")
                 await load.wait_acknowledged(60)
             await load.wait_acknowledged(60)
+            await load.finish()
+        await stage.settle()
+        stage.check_mail()
+        stage.journal.check_sessions()
+
+
+async def test_a_leader_whose_disk_crawls_is_replaced_and_stays_so(directory: Path, figures: Figures) -> None:
+    """Each sync is done, but late: whoever leads waits for it. It is named, and leads again when it keeps up."""
+    async with Stage(directory) as stage:
+        async with stage.load() as load:
+            await load.wait_acknowledged(60)
+            leader = await stage.cluster.leader()
+            others = stage.cluster.others(leader)
+            began = time.monotonic()
+            async with Strace(
+                [leader], directory / "trace", inject=f"fdatasync:delay_enter={CRAWL_US}", only=log_files(leader)
+            ):
+                await wait_for(lambda: led_by_one_of(stage, others), "another leads")
+                figures.add("leader with a crawling disk: replaced after", [time.monotonic() - began], "s")
+                for _ in range(10):
+                    await load.wait_acknowledged(20)
+                    status = await asyncio.to_thread(leader.status)
+                    assert status is not None
+                    assert (status["role"], status["disk"]) == ("follower", "slow")
+
+            async def quick() -> bool:
+                status = await asyncio.to_thread(leader.status)
+                return status is not None and status["disk"] == "ok"
+
+            await wait_for(quick, "its disk keeps up")
             await load.finish()
         await stage.settle()
         stage.check_mail()

@@ -239,7 +239,7 @@ async def test_ready_means_able_to_commit_and_not_draining(bench: Bench) -> None
     assert (await bench.ask("GET", "/readyz")).status == 200
     bench.node.quorum = False
     answer = await bench.ask("GET", "/readyz?verbose")
-    assert (answer.status, answer.body) == (503, b"[-]quorum failed\n[+]not-draining ok\nnot ready\n")
+    assert (answer.status, answer.body) == (503, b"[-]quorum failed\n[+]room ok\n[+]not-draining ok\nnot ready\n")
     assert (await bench.ask("GET", "/readyz?exclude=quorum")).status == 200
     assert (await bench.ask("GET", "/healthz?quorum=1")).status == 503
     bench.node.quorum = True

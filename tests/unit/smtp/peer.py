@@ -61,8 +61,14 @@ class Peer:
         self.answer: Callable[[], Any] = lambda: MessageId(f"ID{len(self.accepted)}")
         self.gate: asyncio.Future[None] | None = None
         self.ready = ready
+        self.full = False
         self.server = SmtpServer(
-            self.settings, accept=self.accept, ready=lambda: self.ready, clock=lambda: 0.0, instance="t"
+            self.settings,
+            accept=self.accept,
+            ready=lambda: self.ready,
+            full=lambda: self.full,
+            clock=lambda: 0.0,
+            instance="t",
         )
         self.loop = asyncio.get_running_loop()
         self.transport = FakeTransport((host, 1025))

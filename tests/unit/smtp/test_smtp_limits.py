@@ -146,6 +146,20 @@ async def test_refused_mail_without_end_ends_the_session() -> None:
     await peer.finish()
 
 
+async def test_a_full_disk_is_452_before_and_after_the_content() -> None:
+    """RFC 5321 §4.2.3: insufficient system storage; the client keeps the message and tries again."""
+    peer = Peer()
+    peer.full = True
+    await peer.say(b"EHLO c\r\n")
+    assert await peer.say(MAIL) == b"452 4.3.1 Error: insufficient system storage, try again later\r\n"
+    peer.full = False
+    assert codes(await peer.say(MAIL + RCPT + b"DATA\r\n")) == [250, 250, 354]
+    peer.full = True
+    assert codes(await peer.say(b"Subject: x\r\n\r\nx\r\n.\r\n")) == [452]
+    assert peer.accepted == []
+    await peer.finish()
+
+
 async def test_guessing_recipients_ends_the_session() -> None:
     peer = Peer(host="192.0.2.9")
     await peer.say(b"EHLO c\r\n" + MAIL)

@@ -1,0 +1,177 @@
+"""Nodes without room, and nodes whose file system stands still: on file systems of their own (`make test-faults`)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from smtpraft.cli.client import Client
+from smtpraft.cli.demo.nodes import DemoNode
+
+from .cluster import Stage, wait_for
+from .figures import Figures
+from .mounts import MIB, Mounts, fill, take_inodes
+from .talk import Talk
+
+pytestmark = [pytest.mark.fault, pytest.mark.privileged, pytest.mark.timeout(240)]
+
+SMALL: Final = {
+    "CLUSTER__SEGMENT_BYTES": str(4 * MIB),
+    "CLUSTER__DISK_RESERVE_BYTES": str(8 * MIB),
+    "CLUSTER__LOG_CACHE_BYTES": str(4 * MIB),
+}
+RESUME_S: Final = 10.0
+
+
+def data(node: DemoNode) -> Path:
+    return node.directory / "data"
+
+
+async def mail_from(node: DemoNode, stage: Stage) -> str:
+    async with Talk(node, stage.journal) as talk:
+        return await talk.say("MAIL FROM:<a@demo.example>")
+
+
+async def refuses(node: DemoNode, stage: Stage) -> bool:
+    return (await mail_from(node, stage)).startswith("452 4.3.1 ")
+
+
+async def takes(node: DemoNode, stage: Stage) -> bool:
+    return (await mail_from(node, stage)).startswith("250 ")
+
+
+async def disk_of(node: DemoNode) -> object:
+    status = await asyncio.to_thread(node.status)
+    return status and status["disk"]
+
+
+async def start_small(stage: Stage, mounts: Mounts, options: str = "size=96m") -> None:
+    for node in stage.cluster.nodes:
+        mounts.tmpfs(data(node), options)
+    await stage.cluster.start()
+
+
+async def resumes(stage: Stage, nodes: Sequence[DemoNode], figures: Figures, what: str) -> None:
+    began = time.monotonic()
+    for node in nodes:
+        await wait_for(lambda node=node: takes(node, stage), f"{node.id} takes mail again", RESUME_S)  # type: ignore[misc]
+    figures.add(f"{what}: takes mail again after", [time.monotonic() - began], "s")
+
+
+@pytest.mark.parametrize("who", ["follower", "leader", "all"])
+async def test_a_full_disk_takes_no_mail_and_loses_none(directory: Path, figures: Figures, who: str) -> None:
+    """452 at once; the leader hands over; the rest goes on; it resumes by itself within 10 s of there being room."""
+    with Mounts() as mounts:
+        async with Stage(directory, settings=SMALL, start=False) as stage:
+            await start_small(stage, mounts)
+            async with stage.load() as load:
+                await load.wait_acknowledged(100)
+                leader = await stage.cluster.leader()
+                victims = {
+                    "follower": stage.cluster.others(leader)[:1],
+                    "leader": [leader],
+                    "all": stage.cluster.nodes,
+                }[who]
+                fillers = [fill(data(node)) for node in victims]
+                began = time.monotonic()
+                for node in victims:
+                    await wait_for(lambda node=node: refuses(node, stage), f"{node.id} says 452", 3)  # type: ignore[misc]
+                figures.add(f"full disk ({who}): 452 after", [time.monotonic() - began], "s")
+                assert all([await disk_of(node) == "full" for node in victims])
+                if who != "all":
+                    others = stage.cluster.others(*victims)
+                    await wait_for(lambda: any_leads(stage, others), "one with room leads", 5)
+                    figures.add(f"full disk ({who}): another leads after", [time.monotonic() - began], "s")
+                    before = stage.journal.acknowledged
+                    await load.wait_acknowledged(60)
+                    assert stage.journal.acknowledged > before
+                for filler in fillers:
+                    filler.unlink()
+                await resumes(stage, victims, figures, f"full disk ({who})")
+                await load.wait_acknowledged(60)
+                await load.finish()
+            await stage.settle()
+            stage.check_mail()
+
+
+async def any_leads(stage: Stage, nodes: Sequence[DemoNode]) -> bool:
+    return any(status is not None and status["role"] == "leader" for _, status in await stage.cluster.statuses(nodes))
+
+
+async def test_a_full_node_still_deletes_from_the_queue(directory: Path) -> None:
+    """All disks are full, and yet what nobody wants can be taken out of the queue."""
+    with Mounts() as mounts:
+        async with Stage(directory, settings=SMALL, start=False) as stage:
+            await start_small(stage, mounts)
+            node = stage.cluster.nodes[0]
+            await stage.witness.close()  # nothing is delivered from now on
+            async with Talk(node, stage.journal) as talk:
+                assert (await talk.send()).startswith("250 ")
+            fillers = [fill(data(each)) for each in stage.cluster.nodes]
+            for each in stage.cluster.nodes:
+                await wait_for(lambda each=each: refuses(each, stage), f"{each.id} says 452", 3)  # type: ignore[misc]
+            (message,) = await stage.cluster.queue(node)
+            answer = await asyncio.to_thread(
+                Client([], timeout_s=10.0).ask,
+                f"127.0.0.1:{node.admin_port}",
+                "POST",
+                "/v1/queue/delete",
+                {"ids": [message["id"]]},
+            )
+            assert answer.status == 200, answer.body
+            assert json.loads(answer.body)
+            for each in stage.cluster.nodes:
+                await wait_for(lambda each=each: queue_empty(stage, each), f"{each.id} has forgotten it", 10)  # type: ignore[misc]
+            for filler in fillers:
+                filler.unlink()
+
+
+async def queue_empty(stage: Stage, node: DemoNode) -> bool:
+    return not await stage.cluster.queue(node)
+
+
+async def test_a_node_without_inodes_takes_no_mail(directory: Path, figures: Figures) -> None:
+    with Mounts() as mounts:
+        async with Stage(directory, settings=SMALL, start=False) as stage:
+            await start_small(stage, mounts, "size=96m,nr_inodes=400")
+            victim = stage.cluster.others(await stage.cluster.leader())[0]
+            async with stage.load(stage.cluster.others(victim)) as load:
+                await load.wait_acknowledged(20)
+                taken = take_inodes(data(victim))
+                await wait_for(lambda: refuses(victim, stage), "it says 452", 3)
+                await load.wait_acknowledged(60)
+                for path in taken:
+                    path.unlink()
+                await resumes(stage, [victim], figures, "no inodes")
+                await load.finish()
+            await stage.settle()
+            stage.check_mail()
+
+
+async def test_a_leader_whose_file_system_stands_still_is_replaced(directory: Path, figures: Figures) -> None:
+    """L7, with a real file system: fsfreeze. The clients of the others notice nothing."""
+    with Mounts() as mounts:
+        async with Stage(directory, settings=SMALL, start=False) as stage:
+            for node in stage.cluster.nodes:
+                mounts.ext4(data(node), directory / f"{node.id}.img", 160 * MIB)
+            await stage.cluster.start()
+            leader = await stage.cluster.leader()
+            others = stage.cluster.others(leader)
+            async with stage.load(others) as load:
+                await load.wait_acknowledged(60)
+                mounts.freeze(data(leader))
+                took = await wait_for(lambda: any_leads(stage, others), "another leads", 5)
+                figures.add("leader on a frozen file system: replaced after", [took], "s")
+                await load.wait_acknowledged(100)
+                assert not await any_leads(stage, [leader])
+                mounts.thaw(data(leader))
+                await load.wait_acknowledged(60)
+                await load.finish()
+            await stage.settle()
+            stage.check_mail()
