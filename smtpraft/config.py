@@ -67,6 +67,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_apply_bytes: int = 64 * MIB
     lease_reads: bool = False
     disk_reserve_bytes: int = 64 * MIB
+    scrub_bytes_per_s: int = MIB  # 0: no scrub
     snapshot_bytes_per_s: int = 64 * MIB  # of all snapshots sent, together; 0: no limit
 
 
@@ -189,6 +190,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.max_uncommitted_bytes": (MIB, 1 << 40),
     "cluster.max_apply_bytes": (MIB, 1 << 40),
     "cluster.disk_reserve_bytes": (0, 1 << 40),
+    "cluster.scrub_bytes_per_s": (0, 1 << 40),
     "cluster.snapshot_bytes_per_s": (0, 1 << 40),
     "smtp.max_message_bytes": (
         64 * 1024,

@@ -103,6 +103,7 @@ def build_parser() -> _Parser:
     _add_snapshot(commands, shape, remote, configured)
     _add_recover(commands, shape)
     _add_config(commands, shape, configured)
+    _add_wal(commands, shape)
 
     version = commands.add_parser("version", parents=[shape], help="this version, and whether it is compiled")
     version.set_defaults(command=_version)
@@ -231,6 +232,28 @@ def _add_config(commands: _Commands, shape: _Parser, configured: _Parser) -> Non
     show.add_argument("file", metavar="FILE", nargs="?")
     show.add_argument("--effective", action="store_true", help="all of them, defaults too, each with its source")
     show.set_defaults(command=_config("show"))
+
+
+def _add_wal(commands: _Commands, shape: _Parser) -> None:
+    wal = commands.add_parser("wal", help="look at the log of a node that is stopped")
+    actions = wal.add_subparsers(metavar="ACTION", required=True)
+    verify = actions.add_parser("verify", parents=[shape], help="read all of it: is anything missing or damaged?")
+    listing = actions.add_parser("dump", parents=[shape], help="every batch in it; -w json: one object a line")
+    listing.add_argument("--entries", action="store_true", help="and every entry")
+    for parser in (verify, listing):
+        parser.add_argument("data_dir", metavar="DATA_DIR", help="node.data_dir of the node")
+    verify.set_defaults(command=_wal("wal_verify"))
+    listing.set_defaults(command=_wal("wal_dump"))
+
+
+def _wal(name: str) -> Command:
+    def run(arguments: argparse.Namespace) -> int:
+        from smtpraft.cli import wal
+
+        command: Command = getattr(wal, name)
+        return command(arguments)
+
+    return run
 
 
 def _add_simulate(commands: _Commands, shape: _Parser) -> None:

@@ -42,6 +42,7 @@ from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.proposing import Proposing
 from smtpraft.cluster.reads import Reads
 from smtpraft.cluster.requests import Handler
+from smtpraft.cluster.scrubbing import Scrubbing
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
 from smtpraft.cluster.snapshot_format import SNAPSHOT_FRAMES
@@ -150,6 +151,7 @@ class Driver:
         self.disk = DiskHealth(
             options, self.writer, self.applier, self.core, self.heartbeats, self.reader, self._connected
         )
+        self._scrubbing = Scrubbing(wal, entries, self.reader, options.scrub_bytes_per_s, self._scrub_found)
         self._abstention = Abstention(wal, entries, self.core, self.reader, self._failed_elsewhere)
         self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
@@ -512,6 +514,7 @@ class Driver:
             self.guard(lambda: self._judge_leases(now))
             self.snapshots.sweep(now)
             self.guard(lambda: self._abstention.watch(self.durable_index))
+            self.guard(lambda: self._scrubbing.sweep(now, min(self.durable_index, self.core.commit_index)))
             self.guard(lambda: self.enrolment.steward.sweep(now))
 
     def _judge_leases(self, now: float) -> None:
@@ -563,6 +566,11 @@ class Driver:
             self.heartbeats.holder.give_up()
             self._nobody_waits()
             self._tell_turned()
+
+    def _scrub_found(self, error: BaseException) -> None:
+        """From a thread. With other members this node stops, and heals at its next start; alone that would not help."""
+        if self.enrolment.roster.has_others:
+            self._failed_elsewhere(error)
 
     def _failed_elsewhere(self, error: BaseException) -> None:
         """As `fail`, from any thread."""

@@ -49,6 +49,8 @@ class NodeOptions:
     snapshot_threshold: int = 5_000
     snapshot_threshold_bytes: int = 256 * 1024 * 1024
     segment_bytes: int = 64 * 1024 * 1024
+    scrub_bytes_per_s: int = 1024 * 1024
+    """How fast the log is read back and verified in the background; 0: not at all."""
     disk_reserve_bytes: int = 64 * 1024 * 1024
     """With less than so much free where the data directory is, no new mail is taken."""
     log_cache_bytes: int = 64 * 1024 * 1024

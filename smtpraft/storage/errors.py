@@ -21,8 +21,8 @@ class WalCorrupt(Fatal):
         lost = f"entries {lost_first} to {lost_last} are lost" if lost_first <= lost_last else "no entries are lost"
         super().__init__(
             f"{file}, offset {offset}: {reason}; {lost}. This was synced before, so it is no torn write. Keep the "
-            "directory for examination. Do not start this node with an empty one: it may have acknowledged what it "
-            "would no longer have. Replace it by a new member with another id"
+            "directory. A member of a cluster that is started again gets back from the others what it lost; one that "
+            "says this at its start as well cannot, and has to be replaced: smtpraft member replace"
         )
 
 

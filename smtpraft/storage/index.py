@@ -73,13 +73,15 @@ class EntryIndex:
         self._first_index = prev_index + 1
 
 
-def read_extent(extent: Extent, lo: int, hi: int) -> tuple[bytes, int]:
+def read_extent(extent: Extent, lo: int, hi: int, fresh: bool = False) -> tuple[bytes, int]:
     """Return the entries `lo..hi` of one extent, verified, and the term of the last.
 
     Raises:
         WalCorrupt: what is there is not what was written.
     """
     offset, length = extent.range(lo, hi)
+    if fresh:
+        extent.segment.file.drop_cache()
     piece = extent.segment.file.pread(length, offset)
     try:
         first, _, last, last_term = block_range(piece)

@@ -372,12 +372,12 @@ class Wal:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def read(self, lo: int, hi: int, log: Log | None) -> bytes:
+    def read(self, lo: int, hi: int, log: Log | None, *, fresh: bool = False) -> bytes:
         """Return the encoded entries `lo..hi` of `log`, read from the disk and verified. For any thread.
 
         Where they are, the index here knows; `log` is only asked whether they are still its own. A truncation may be on
         its way here, and what it replaces must not be sent as though it were in the log. Without `log`, which is for
-        one thread only, that is the caller's to see to; what is committed is never replaced.
+        one thread only, that is the caller's to see to; what is committed is never replaced. `fresh`: not from a cache.
 
         Raises:
             Compacted, Unavailable: they are not here, not all of them, or not yet.
@@ -400,7 +400,7 @@ class Wal:
         last_term = 0
         try:
             for extent in extents:
-                piece, last_term = read_extent(extent, max(lo, extent.first), min(hi, extent.last))
+                piece, last_term = read_extent(extent, max(lo, extent.first), min(hi, extent.last), fresh)
                 pieces.append(piece)
         finally:
             with self._index_changed:

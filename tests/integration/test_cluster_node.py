@@ -317,7 +317,7 @@ async def test_a_leader_that_cannot_read_its_log_for_a_follower_stops(tmp_path: 
         await cluster.stop(away.id)
         await asyncio.gather(*(leader.replicate(b"k%d=%s" % (number, b"v" * 1000)) for number in range(100)))
 
-        def damaged(lo: int, hi: int, log: Log | None) -> bytes:
+        def damaged(lo: int, hi: int, log: Log | None, *, fresh: bool = False) -> bytes:
             raise WalCorrupt("an entry is damaged", "here", 0, lo, hi)
 
         leader._driver.wal.read = damaged  # type: ignore[method-assign]
