@@ -38,7 +38,8 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
     """
     applied = applier.applied_index
     lost = applied > entries.last_index and not wal.abstain_term
-    if applied < entries.prev_index or (lost and alone):
+    behind = applied < entries.prev_index
+    if (behind or lost) and alone:
         raise Fatal(
             f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
             f"{entries.last_index}: they are not of one run. "
@@ -49,6 +50,13 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
             "the log ends at %d, the state machine has applied %d: what was synced is gone", entries.last_index, applied
         )
         stored = wal.abstain()
+    if behind:
+        # The state machine was lost, and what it would need of the log is compacted: all of it comes from the leader,
+        # as a snapshot, which no log that is whole would take. So the log goes too, and with it the vote for a time.
+        log.error("the log begins after %d, the state machine has applied %d: it is lost", entries.prev_index, applied)
+        stored = StoredHardState(wal.abstain().term)
+        wal.restart(0, 0, stored)
+        entries.restore(0, 0)
     commit = stored.commit if wal.abstain_term else max(stored.commit, applied)
     commit = max(entries.prev_index, min(commit, entries.last_index))
     applier.begin_at(min(applied, commit))

@@ -166,6 +166,27 @@ async def test_a_log_that_ends_before_the_state_machine_was_damaged(tmp_path: Pa
     await cluster.stop_all()
 
 
+async def test_a_state_machine_that_was_lost_comes_back_as_a_snapshot(tmp_path: Path) -> None:
+    """What it would need of its own log is compacted."""
+    cluster = Cluster(tmp_path, 3, max_log_entries=10, snapshot_threshold=10)
+    await cluster.start_all()
+    told: list[int] = []
+    await load(cluster, 20, told)
+    leader = await cluster.leader()
+    for _ in range(60):
+        await leader.replicate(b"large=" + b"x" * 100_000)
+    await holds(cluster, N1, told)
+    await wait_until(lambda: cluster.nodes[N1]._driver.wal.first_index > 20)
+    await cluster.stop(N1)
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"n1.db{suffix}").unlink(missing_ok=True)
+    node = await cluster.start(N1)
+    assert node.status().abstains
+    await wait_until(lambda: not node.status().abstains)
+    await holds(cluster, N1, told)
+    await cluster.stop_all()
+
+
 async def test_a_node_of_its_own_refuses_a_damaged_log(tmp_path: Path) -> None:
     """There is nobody to get it from."""
     cluster = Cluster(tmp_path, 1)
