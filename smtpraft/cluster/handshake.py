@@ -307,8 +307,6 @@ class Asker(Dialler):
         super().__init__(identity, identity.node, ASK, random_bytes=random_bytes)
 
     def _check_node(self, node: NodeId) -> None:
-        if node == self._identity.node:
-            raise _refusal(Reason.SELF, f"the node that answered is {node}, as we are")
         self._peer = node
 
 
