@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from smtpraft.consensus import Role
+from smtpraft.cluster.members import encode_context
+from smtpraft.consensus import LEAVE_JOINT, ChangeSingle, ChangeType, ConfChangeV2, Role, Transition
 from smtpraft.simulator.plan import FAULTS, MODIFIERS
 from smtpraft.simulator.timeline import MS, S
 from smtpraft.types import NodeId
@@ -42,6 +43,7 @@ class Faults:
             "transfer": self._transfer,
             "campaign": self._campaign,
             "forget-leader": self._forget_leader,
+            "membership": self._change_members,
         }
         assert set(acts) | AIMED | STANDING | MODIFIERS == set(FAULTS), set(acts) ^ set(FAULTS)
         self._acts = [(name, act) for name, act in acts.items() if world.plan.has(name)]
@@ -230,6 +232,42 @@ class Faults:
             self.world.fault(host.id, "forget-leader")
             host.run(host.process, host.process.forget_leader)
 
+    def _change_members(self) -> None:
+        """Let somebody in or out, promote or demote; at times two at once, jointly (thesis §4.3)."""
+        random = self.random
+        host = self._some()
+        process = host.process if host is not None else None
+        if host is None or process is None or process.core.role is not Role.LEADER:
+            return
+        state = process.core.conf_state
+        change = LEAVE_JOINT
+        if not state.voters_outgoing:
+            removed = {node for node, _ in process.applier.members.removed}
+            singles: list[ChangeSingle] = []
+            joining = []
+            for _ in range(random.choice((1, 1, 2))):
+                node = random.choice(list(self.world.hosts))
+                kinds = [ChangeType.ADD_NODE, ChangeType.ADD_LEARNER]
+                if node in state.voters or node in state.learners:
+                    kinds.append(ChangeType.REMOVE_NODE)
+                elif node in removed:
+                    continue
+                kind = random.choice(kinds)
+                if node in state.voters and kind is not ChangeType.ADD_NODE and len(state.voters) < 3:
+                    continue
+                singles.append(ChangeSingle(kind, node))
+                if node not in state.voters and node not in state.learners:
+                    joining.append(self.world.hosts[node].member)
+            if not singles or len({single.node for single in singles}) < len(singles):
+                return
+            transition = random.choice((Transition.AUTO, Transition.AUTO, Transition.JOINT_EXPLICIT))
+            change = ConfChangeV2(tuple(singles), transition, encode_context(joining))
+        elif state.auto_leave:
+            return
+        text = ", ".join(f"{single.type.name} {single.node}" for single in change.changes) or "leave"
+        self.world.fault(host.id, "membership", text)
+        host.run(process, process.change_members, change)
+
     # The second phase.
 
     def heal_a_majority(self) -> list[Host]:
@@ -238,6 +276,8 @@ class Faults:
         hosts = list(world.hosts.values())
         random.shuffle(hosts)
         core = hosts[: len(hosts) // 2 + 1 + random.randrange(len(hosts) - len(hosts) // 2)]
+        if world.plan.has("membership"):
+            core = hosts  # Which majority is asked for may be changing right now.
         rest = hosts[len(core) :]
         world.network.heal()
         everybody = [host.id for host in hosts]

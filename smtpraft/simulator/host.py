@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from smtpraft.cluster.members import Member
 from smtpraft.consensus import ConfState
 from smtpraft.simulator.invariants import Mirror
 from smtpraft.simulator.process import Crash, Process
@@ -40,8 +41,11 @@ class Host:
         self.spool = SpoolFile(os.path.join(world.directory, node))
         self.mirror = Mirror()
         self.process: Process | None = None
+        self.founders = conf_state
+        """The first members, if it is one of them."""
         self.conf_state = conf_state
         self.conf_index = 0
+        self.member = Member(node, number + 1, "127.0.0.1", 1000 + number)
         self.applied = 0
         self.write_failed = False
         self.fail_next_write = False
@@ -213,6 +217,10 @@ class Host:
         self.disk.capacity_bytes = None
 
     # What the process reports.
+
+    def members_are(self, index: int, conf_state: ConfState) -> None:
+        """The process knows these members, from the entry at `index`."""
+        self.conf_index, self.conf_state = index, conf_state
 
     def reopened(self, applied: int) -> None:
         """The spool was opened, and says how far it is (R6, D7)."""

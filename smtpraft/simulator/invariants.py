@@ -12,11 +12,11 @@ which needs durable votes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from smtpraft.consensus import Message, MessageType, RawNode, Role
+from smtpraft.consensus import Membership, Message, MessageType, RawNode, Role
 from smtpraft.consensus.election import TRANSFER
 from smtpraft.simulator.records import Committed, Mark
 from smtpraft.simulator.violation import Violation
@@ -88,6 +88,7 @@ class Invariants:
         self._entries: dict[tuple[int, int], tuple[int, int]] = {}
         """(index, term) to (checksum, term before it) of every entry that was ever in a log (R3)."""
         self.committed: list[Mark] = [Mark(0, 0)]
+        self._committed_by: list[Membership] = [Membership()]
         self._committed_in: list[int] = [0]
         """The term of the leader that committed each index."""
         self._applied: dict[int, Committed] = {}
@@ -164,13 +165,16 @@ class Invariants:
     def _still_durable(self, index: int, why: str) -> None:
         """R9, for ever after: an entry that one node gave up is still on a majority's disks."""
         mark = self.committed[index]
-        voters = self._voters_now()
-        if sum(self._hosts[node].mirror.has_durable(index, mark) for node in voters) <= len(voters) // 2:
+        if self._lacking(index, mark, self._committed_by[index]):
             raise Violation("R9", f"entry {index} was committed and is on no majority's disks any more: {why}")
 
-    def _voters_now(self) -> Collection[NodeId]:
-        newest = max(self._hosts.values(), key=lambda host: host.conf_index)
-        return newest.conf_state.voters
+    def _lacking(self, index: int, mark: Mark, membership: Membership) -> str:
+        """Return which voters do not have the entry on a majority's disks; nothing if all do."""
+        for voters in (membership.incoming, membership.outgoing):
+            have = sum(self._hosts[node].mirror.has_durable(index, mark) for node in voters)
+            if voters and have <= len(voters) // 2:
+                return f"durable on {have} of {len(voters)} voters"
+        return ""
 
     def recovered(self, host: Host, hard_state: HardState, log: Log, found: Iterable[tuple[int, Mark]]) -> None:
         """D1, R6, R7, R8: what comes back is what was synced, or that and what was being written; nothing else."""
@@ -304,6 +308,11 @@ class Invariants:
         other = self._leaders.setdefault(term, process.id)
         if other != process.id:
             raise Violation("R1", f"{other} and {process.id} both lead term {term}")
+        membership = process.core.raft.tracker.membership
+        for voters in (membership.incoming, membership.outgoing):
+            granted = sum(self.votes.get((term, node)) == process.id for node in voters)
+            if voters and granted <= len(voters) // 2:
+                raise Violation("R14", f"{process.id} leads term {term} by {granted} votes of {len(voters)} voters")
         mirror = process.host.mirror
         index = self.commit_index
         while index > mirror.base and self._committed_in[index] >= term:
@@ -340,12 +349,9 @@ class Invariants:
         if not leading:
             raise Violation("R9", f"{process.id} knows {index} committed before any leader does")
         membership = process.core.raft.tracker.membership
-        for voters in (membership.incoming, membership.outgoing):
-            if not voters:
-                continue
-            have = sum(self._hosts[node].mirror.has_durable(index, mark) for node in voters if node in self._hosts)
-            if have <= len(voters) // 2:
-                raise Violation("R9", f"{process.id} commits {index}, durable on {have} of {len(voters)} voters")
+        if lacking := self._lacking(index, mark, membership):
+            raise Violation("R9", f"{process.id} commits {index}, {lacking}")
+        self._committed_by.append(membership)
         self.committed.append(mark)
         self._committed_in.append(process.core.term)
 

@@ -24,7 +24,7 @@ PROCESS: Final = (
 )
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio")
 TIME: Final = ("drift", "wall-jump")
-RAFT: Final = ("transfer", "campaign", "forget-leader")
+RAFT: Final = ("transfer", "campaign", "forget-leader", "membership")
 
 FAULTS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
 """Every kind of fault, by name."""

@@ -20,11 +20,13 @@ from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.heartbeats import Heartbeats
+from smtpraft.cluster.members import Changed, encode_found
 from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.reads import Reads
 from smtpraft.consensus import (
     APPEND_THREAD,
     APPLY_THREAD,
+    ConfChangeV2,
     Config,
     EntryRange,
     HardState,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.host import Host
 
 SWEEP_US: Final = 100 * MS
+FOUND_TICKS: Final = 40
 LEASE_S: Final = 2.0
 PENDING_BYTES_MAX: Final = 200_000
 
@@ -107,6 +110,10 @@ class Process:
         host.reopened(applied)
         if not self.log.prev_index <= applied <= self.log.last_index:
             raise Fatal(f"applied {applied}, the log holds {self.log.first_index} to {self.log.last_index}")
+        # The log knows the members best; before it does, the founders' record (`cluster.admission`).
+        members = self.applier.members
+        self.conf_state = members.conf_state if members.founded else host.founders
+        host.members_are(members.index, self.conf_state)
         stored = recovery.hard_state
         self.core = RawNode(
             Config(
@@ -121,7 +128,7 @@ class Process:
                 lease_reads=plan.lease_reads,
             ),
             self.log,
-            host.conf_state,
+            self.conf_state,
             HardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), self.log.last_index)),
             applied,
             Random(self.random.getrandbits(32)),
@@ -143,7 +150,7 @@ class Process:
         self.contact_window_s = 2 * plan.election_ticks * plan.tick_us / 1e6
         self.heartbeats = Heartbeats(
             host.id,
-            host.conf_state,
+            self.conf_state,
             lease_s=LEASE_S,
             grant_window_s=self.contact_window_s,
             digest_at=self.machine.digest_at,
@@ -160,13 +167,14 @@ class Process:
         self._leader_started_index = 0
         self._leader_since = 0.0
         self._compacting = False
+        self._found_at = 0
         self._next_sweep = 0
 
     def start(self) -> None:
         """Begin: ask for a session, tick."""
         self.proposals.open_wanted()
         self.after(self.random.randrange(self.plan.tick_us), self._tick)
-        if len(self.host.conf_state.voters) == 1:
+        if self.conf_state.voters == (self.id,):
             self.core.campaign()
             self.turn()
 
@@ -330,6 +338,8 @@ class Process:
             self.proposals.sessions_changed(result.open_sessions)
         if result.opened is not None:
             self.proposals.session_opened(*result.opened)
+        for changed in result.changes:
+            self._members_changed(changed)
         self.reads.applied(result.last)
         for _ in range(result.batches):
             for response in self._applying.popleft().responses:
@@ -337,9 +347,20 @@ class Process:
         self.turn()
         self._consider_compaction()
 
+    def _members_changed(self, changed: Changed) -> None:
+        """As `cluster.roster`: core and heartbeats hear of it before it is reported as applied."""
+        if changed.change is None:
+            self.core.found(changed.conf_state)
+        else:
+            self.core.apply_conf_change(changed.change)
+        self.heartbeats.set_voters(self.core.conf_state)
+        self.host.members_are(changed.index, changed.conf_state)
+
     # ---- compaction -------------------------------------------------------------------------------------------------
 
     def _consider_compaction(self) -> None:
+        if self.plan.has("membership"):
+            return  # Who joins needs the log from its beginning: snapshots do not travel here yet.
         applied = self.applier.applied_index
         wanted = applied - self.plan.keep_entries
         to_index = min(wanted, self._retain_index())
@@ -368,8 +389,6 @@ class Process:
             self.wal.compact(to_index)
 
     def _retain_index(self) -> int:
-        if len(self.host.conf_state.voters) == 1:
-            return self.appends.durable_index
         if self.core.role is not Role.LEADER:
             return min(self.heartbeats.retain_index, self.appends.durable_index)
         return min(row.match_index for row in self.core.raft.tracker.progress.values())
@@ -491,9 +510,24 @@ class Process:
             self.proposals.sweep(now)
             self._judge_leases(now)
             self._judge_disk()
+            self._found()
             self.turn()
         elif self.core.has_ready() or self.proposals.has_work(self.now_s()):
             self.turn()
+
+    def _found(self) -> None:
+        """As `cluster.steward`: the first leader writes the founders into the log."""
+        if self.core.role is Role.LEADER and not self.applier.members.founded and self.ticks >= self._found_at:
+            self._found_at = self.ticks + FOUND_TICKS
+            members = [self.world.hosts[node].member for node in self.host.founders.voters]
+            with contextlib.suppress(ProposalDropped):
+                self.core.propose([encode_found(members)])
+
+    def change_members(self, change: ConfChangeV2) -> None:
+        """Ask for other members."""
+        with contextlib.suppress(ProposalDropped):
+            self.core.propose_conf_change(change)
+        self.turn()
 
     def _judge_leases(self, now: float) -> None:
         beats = self.heartbeats

@@ -90,7 +90,7 @@ class Workload:
     @property
     def settled(self) -> bool:
         """Has everybody who asked a living node got an answer?"""
-        waiting = sum(self._open[host.id] for host in self._on)
+        waiting = sum(self._open[host.id] for host in self._on if self.world.is_member(host))
         return not waiting and (self._last is None or self._last.outcome == "done")
 
     def open_text(self) -> str:
@@ -100,7 +100,7 @@ class Workload:
     def last_write(self, hosts: list[Host]) -> None:
         """Want one more thing, which must succeed; again and again until it does."""
         if self._last is None or self._last.outcome in ("refused", "unknown"):
-            up = [host for host in hosts if host.process is not None]
+            up = [host for host in hosts if host.process is not None and self.world.is_member(host)]
             if up:
                 self._last = self.write(self.random.choice(up), 3.0)
         if self._last is None or self._last.outcome != "done":

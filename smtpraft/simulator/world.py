@@ -28,6 +28,8 @@ from smtpraft.simulator.workload import Workload
 from smtpraft.types import NodeId
 
 TRACE_EVENTS: Final = 400
+SPARE_NODES: Final = 3
+"""Machines that may become members, on days on which members change."""
 CONVERGE_S: Final = 20
 """Simulated seconds after which a healed majority must have converged; half of it is usually enough by far."""
 
@@ -60,6 +62,10 @@ class World:
         conf_state = ConfState(voters=tuple(names))
         for number, name in enumerate(names):
             self.hosts[name] = Host(self, name, number, conf_state)
+        if plan.has("membership"):
+            for number in range(plan.nodes, plan.nodes + SPARE_NODES):
+                name = NodeId(f"n{number + 1}")
+                self.hosts[name] = Host(self, name, number, ConfState())
         self.workload = Workload(self)
         self.faults = Faults(self)
 
@@ -113,7 +119,7 @@ class World:
     def _hand_over(self, core: list[Host]) -> None:
         """L2: leadership is handed over while nobody writes; a read is answered all the same."""
         leaders = [host for host in core if host.process is not None and host.process.core.role is Role.LEADER]
-        to = self.random.choice(core)
+        to = self.random.choice([host for host in core if host.id in self.members().voters])
         if leaders and leaders[0].process is not None:
             leaders[0].run(leaders[0].process, leaders[0].process.transfer, to.id)
         self.timeline.run_until(self.timeline.now + 1 * S)
@@ -121,6 +127,15 @@ class World:
         begun = self.timeline.now
         if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self.workload.settled):
             raise Violation("L2", f"a read at {to.id} is not answered within {CONVERGE_S} s: {self._states(core)}")
+
+    def members(self) -> ConfState:
+        """Return who the members are, as far as any node has applied the log."""
+        return max(self.hosts.values(), key=lambda host: host.conf_index).conf_state
+
+    def is_member(self, host: Host) -> bool:
+        """Does this node get entries?"""
+        state = self.members()
+        return host.id in {*state.voters, *state.learners, *state.voters_outgoing}
 
     def _leads(self, core: list[Host]) -> bool:
         return any(host.process is not None and host.process.core.role is Role.LEADER for host in core)
@@ -131,6 +146,8 @@ class World:
             return False
         last = -1
         for host in core:
+            if not self.is_member(host):
+                continue
             process = host.process
             if process is None:
                 return False
