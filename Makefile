@@ -1,4 +1,4 @@
-# make demo | test | test-faults | bench | bench-system | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | simulate | bench | bench-system | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults bench bench-system lint clean
+.PHONY: demo test test-faults simulate bench bench-system lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -30,6 +30,11 @@ test-faults: .venv/.test
 		|| { apt-get update -qq && apt-get install -qq -y strace e2fsprogs util-linux >/dev/null; }
 	@$(BIN)/python -m pytest -m "fault and (privileged or not slow)" tests/fault/test_disk_room.py \
 		tests/fault/test_cluster_disks.py $(ARGS)
+
+# Fresh seeds for some minutes, then the planted bugs, with their table in docs/reliability.md: half an hour and more.
+simulate: .venv/.test
+	@$(BIN)/smtpraft simulate --fresh --seeds 500 --seconds 20 --jobs 2 $(ARGS)
+	@$(BIN)/python -m tests.simulation.planted --jobs 2
 
 bench: .venv/.bench
 	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \

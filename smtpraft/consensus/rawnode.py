@@ -330,6 +330,8 @@ class RawNode:
                 raise LocalMessage(f"{kind.name} from {message.sender!r}")
             return
         if kind in RESPONSE_TYPES and message.sender not in self.raft.tracker.progress:
+            if message.sender == self.id and not self.raft.config.as_reference:
+                return  # It was removed while its own write was under way: that counts for nothing any more.
             raise PeerNotFound(f"{kind.name} from {message.sender!r}")
         if not message.term and kind in TERM_TYPES and not self.raft.config.as_reference:
             raise InvalidMessage(f"{kind.name} from {message.sender!r} without a term")

@@ -555,9 +555,10 @@ class Process:
         self.core.barred = age_s > self.contact_window_s
         if not self.core.barred or self.core.role is not Role.LEADER:
             return
-        lag_ms = self.heartbeats.disk_lag_ms
+        lag_ms, half_ms = self.heartbeats.disk_lag_ms, age_s * 500
         connected = self.world.network.connected
-        healthy = [node for node in lag_ms if lag_ms[node] < age_s * 500 and connected(self.id, node)]
+        voters = self.core.conf_state.voters
+        healthy = [node for node in voters if lag_ms.get(node, half_ms) < half_ms and connected(self.id, node)]
         if healthy:
             progress = self.core.status().progress
             self.core.transfer_leader(max(healthy, key=lambda node: progress[node].match_index))

@@ -6,5 +6,20 @@ from typing import Final
 
 from smtpraft.simulator.campaign import Order
 
-PINNED: Final[tuple[tuple[Order, str], ...]] = ()
+_REMOVED: Final = "reorder partition swizzle isolate-leader crash-recovery slow wall-jump membership"
+_HUNG: Final = (
+    "delay loss repeat reorder one-way isolate-leader bridge crash crash-persist crash-apply pause slow full drift "
+    "wall-jump transfer campaign membership"
+)
+
+PINNED: Final[tuple[tuple[Order, str], ...]] = (
+    (
+        Order(3, seconds=20, only=frozenset(_REMOVED.split())),
+        "a leader that was removed while its own write was under way stopped: PeerNotFound for its own answer",
+    ),
+    (
+        Order(16, seconds=20, only=frozenset(_HUNG.split())),
+        "a leader whose disk hung stopped at the memory of a member that was removed: KeyError",
+    ),
+)
 """(what to live, what it showed once)."""

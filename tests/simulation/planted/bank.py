@@ -291,6 +291,49 @@ BANK: Final = (
         "        wait_s = self.lease_s * (100 + DRIFT_PERCENT) / 100",
         "        wait_s = self.lease_s / 2",
     ),
+    # Membership (thesis §4).
+    Bug(
+        "learner counted",
+        "consensus/tracker.py",
+        "if node in membership.incoming)",
+        "if node in membership.incoming | membership.learners)",
+    ),
+    Bug(
+        "the old voters are not asked to commit",
+        "consensus/tracker.py",
+        "        if self._outgoing:\n            index = min(index",
+        "        if False:\n            index = min(index",
+    ),
+    Bug(
+        "the old voters are not asked to elect",
+        "consensus/tally.py",
+        "    if first is second:\n        return first\n",
+        "    if first is not VoteResult.PENDING:\n        return first\n",
+    ),
+    Bug(
+        "campaign with a change that is committed and not applied",
+        "consensus/raft.py",
+        "        if self.conf_change_unapplied():\n            return\n        self.election.campaign",
+        "        self.election.campaign",
+    ),
+    Bug(
+        "a change before the one before it is applied",
+        "consensus/leader.py",
+        "admissible = pending <= raft.raftlog.applied_index and leaves",
+        "admissible = leaves",
+    ),
+    Bug(
+        "a new leader forgets that changes may be under way",
+        "consensus/raft.py",
+        "        self.pending_conf_index = self.log.last_index\n",
+        "",
+    ),
+    Bug(
+        "a removed leader stops at the answer of its own disk",
+        "consensus/rawnode.py",
+        "            if message.sender == self.id and not self.raft.config.as_reference:\n                return",
+        "            if False:\n                return",
+    ),
     # What is stored in which order.
     Bug(
         "answers overtake the writes before them",

@@ -377,6 +377,18 @@ def test_a_transfer_ends_when_its_target_is_removed() -> None:
     assert solo.core.status().transferee == NO_NODE
 
 
+def test_a_leader_that_is_removed_while_it_writes_goes_on_as_a_follower() -> None:
+    """What its own disk answers then comes from nobody who counts: harmless, and no reason to stop the node."""
+    solo = Solo()
+    solo.lead_committed()
+    solo.core.propose([b"still being written"])
+    solo.outputs()
+    solo.core.apply_conf_change(change((REMOVE, N1)))
+    solo.settle()
+    assert solo.core.role is Role.FOLLOWER
+    assert solo.core.stable_index == solo.log.last_index
+
+
 def test_followers_pass_the_wish_for_a_transfer_on() -> None:
     """In the name of who shall lead."""
     solo = Solo()
