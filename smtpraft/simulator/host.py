@@ -15,7 +15,7 @@ from smtpraft.simulator.process import Crash, Process
 from smtpraft.simulator.spoolfile import SpoolFile
 from smtpraft.simulator.timeline import MS, S
 from smtpraft.simulator.violation import Violation
-from smtpraft.storage import WalFailed
+from smtpraft.storage import WalFailed, WalFull
 from smtpraft.storage.group import write_group
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 from smtpraft.types import NodeId
@@ -209,7 +209,7 @@ class Host:
                 raise PowerCut
 
         self.disk.hook = cut
-        with contextlib.suppress(PowerCut, WalFailed):
+        with contextlib.suppress(PowerCut, WalFailed, WalFull):
             write_group(process.wal, group)
 
     def make_room(self) -> None:

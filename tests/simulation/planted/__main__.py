@@ -17,7 +17,7 @@ PAGE: Final = Path(__file__).parents[3] / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- planted bugs: begin -->", "<!-- planted bugs: end -->"
 
 
-def table(caught: Sequence[tuple[Bug, Catch]]) -> str:
+def table(caught: Sequence[tuple[Bug, Catch]], hunted: int) -> str:
     """Return what the page says about them."""
     seeds = [catch.seed + 1 for _, catch in caught if catch.seed is not None]
     within = sum(seed <= 200 for seed in seeds)
@@ -30,7 +30,7 @@ def table(caught: Sequence[tuple[Bug, Catch]]) -> str:
         "|---|---|---:|---|",
     ]
     for bug, catch in caught:
-        needed = str(catch.seed + 1) if catch.seed is not None else f"not in {SEEDS}"
+        needed = str(catch.seed + 1) if catch.seed is not None else f"not in {hunted}"
         lines.append(f"| {bug.name} | `{bug.file}` | {needed} | {catch.rule} |")
     return "\n".join(lines)
 
@@ -52,7 +52,7 @@ def main() -> int:
     if not arguments.names:
         page = PAGE.read_text()
         pattern = re.compile(re.escape(_BEGIN) + ".*" + re.escape(_END), re.DOTALL)
-        text = f"{_BEGIN}\n\n{table(caught)}\n\n{_END}"
+        text = f"{_BEGIN}\n\n{table(caught, arguments.seeds)}\n\n{_END}"
         PAGE.write_text(pattern.sub(lambda _: text, page))
     return int(any(catch.seed is None for _, catch in caught))
 
