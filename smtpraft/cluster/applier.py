@@ -65,7 +65,7 @@ class Result:
     open_sessions: dict[NodeId, int] = field(default_factory=dict)
     """After this transaction; filled when `nodes_changed`."""
     opened: tuple[int, bytes] | None = None
-    """(session, nonce) that was opened for this node."""
+    """(session, nonce) that was opened for this node, and is open after this transaction."""
     digest: tuple[int, int] = (0, 0)
     changes: list[Changed] = field(default_factory=list)
     """What was done to the members, in order."""
@@ -271,6 +271,8 @@ class Applier:
         result.mine = [(session, seq, answers[position]) for position, session, seq in own]
         if result.nodes_changed:
             result.open_sessions = self._sessions.open_sessions()
+        if result.opened is not None and result.open_sessions.get(self._node) != result.opened[0]:
+            result.opened = None  # and ended since: what is said in it counts no more
         result.digest = self._machine.digest()
         result.changes, self._sessions.changes = self._sessions.changes, []
         self._deliver(lambda: self._on_result(result))

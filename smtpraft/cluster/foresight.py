@@ -62,7 +62,12 @@ class Foresight:
         self._blind_until = last
 
     def applied(self, index: int) -> None:
-        """The machine has applied the log up to `index`, and `Proposals` knows what that brought."""
+        """The machine has applied the log up to `index`, and `Proposals` knows what that brought.
+
+        Raises:
+            Fatal: something was answered that was not applied.
+        """
+        self._proposals.applied(index)
         if self._ended:
             self._ended = {session: at for session, at in self._ended.items() if at > index}
         if index >= self._blind_until:

@@ -74,7 +74,8 @@ class Proposals:
         self._open_at = 0.0
         self._wanted = False
         self._down: dict[int, _Down] = {}
-        self._foreseen: dict[int, object] = {}  # seq -> what was answered, until the machine has said the same
+        self._foreseen: dict[int, tuple[int, object]] = {}
+        """seq -> index and what was answered, until the machine has said the same; in the order of the log."""
         self.session = 0
         """This node's open session as far as it has applied the log; 0 if none."""
         self.failed_count = 0
@@ -217,7 +218,8 @@ class Proposals:
         if proposal is None or proposal.foreseen is None:
             return
         del self._by_seq[seq]
-        answer = self._foreseen[seq] = proposal.foreseen(index)
+        answer = proposal.foreseen(index)
+        self._foreseen[seq] = index, answer
         self._finish(proposal, answer)
 
     def withdrawn(self, seq: int) -> None:
@@ -235,8 +237,23 @@ class Proposals:
             return
         if (proposal := self._by_seq.pop(seq, None)) is not None:
             self._finish(proposal, result)
-        elif self._foreseen and (answer := self._foreseen.pop(seq, result)) != result:
-            raise Fatal(f"command {seq} of session {session} was answered {answer!r}; the machine answers {result!r}")
+        elif self._foreseen:
+            _, answer = self._foreseen.pop(seq, (0, result))
+            if answer != result:
+                raise Fatal(
+                    f"command {seq} of session {session} was answered {answer!r}; the machine answers {result!r}"
+                )
+
+    def applied(self, index: int) -> None:
+        """All that the log up to `index` brought was told here.
+
+        Raises:
+            Fatal: what was foreseen, and given, did not come.
+        """
+        if self._foreseen:
+            seq, (at, answer) = next(iter(self._foreseen.items()))
+            if at <= index:
+                raise Fatal(f"command {seq} of session {self.session} was answered {answer!r}, but not applied at {at}")
 
     def overtaken(self, session: int, done_below: int, done: Collection[int]) -> None:
         """A snapshot stands for entries that this node has not seen; in it our session is `session` (0: none is open),
@@ -288,7 +305,6 @@ class Proposals:
 
     def _session_closed(self) -> None:
         """No copy that was handed out under the old session can be applied any more: start them afresh."""
-        self._foreseen.clear()
         self.session = 0
         self._nonce = self._random_bytes(envelope.NONCE_BYTES)
         self._open_at = 0.0

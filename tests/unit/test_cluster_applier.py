@@ -1,0 +1,130 @@
+"""What the apply thread tells the loop of this node's own session, when much is applied at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from smtpraft import fastlog
+from smtpraft.cluster import Command, MemoryMachine, NodeId, envelope
+from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.foresight import Foresight
+from smtpraft.cluster.proposals import Proposals
+from smtpraft.errors import Fatal
+
+ME, OTHER = NodeId("n1"), NodeId("n2")
+
+
+class Indexes(MemoryMachine):
+    """The indexes of the commands that counted."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.indexes: list[int] = []
+
+    def command(self, item: Command) -> object:
+        self.indexes.append(item.index)
+        return item.index
+
+    def dump(self) -> bytes:
+        return repr(self.indexes).encode()
+
+    def load(self, state: bytes) -> None:
+        raise NotImplementedError
+
+
+class Member:
+    """Proposals, foresight, sessions and machine of one node, and a log that is committed by hand."""
+
+    def __init__(self, path: str) -> None:
+        self.machine = Indexes(path)
+        self.proposals = Proposals(ME, max_pending_bytes=1 << 20)
+        self.foresight = Foresight(ME, self.proposals)
+        self.applier = Applier(
+            self.machine,
+            ME,
+            deliver=lambda act: act(),
+            on_result=self._take_result,
+            on_failure=_raise,
+            read_entries=lambda first, last: b"",
+        )
+        self.applier.open(background=False)
+        self.proposals.open_wanted()
+        self.next_index = 1
+
+    def commit(self, *payloads: bytes) -> None:
+        """Commit entries with these payloads, and leave them to the machine."""
+        block = fastlog.encode_entries(1, self.next_index, 0, fastlog.ENTRY_NORMAL, payloads)
+        first, self.next_index = self.next_index, self.next_index + len(payloads)
+        self.foresight.committed([memoryview(block)])
+        self.applier.submit(Batch(first, self.next_index - 1, len(block), [block]))
+
+    def apply(self) -> None:
+        """Let the machine work, in one transaction."""
+        self.applier.work()
+
+    def take(self, now: float) -> Sequence[bytes]:
+        """Return what this node proposes."""
+        return self.proposals.take(now)
+
+    def _take_result(self, result: Result) -> None:
+        """As the driver does."""
+        for session, seq, answer in result.mine:
+            self.proposals.resolved(session, seq, answer)
+        for session, seq in result.cancelled:
+            self.proposals.cancelled(session, seq)
+        if result.nodes_changed:
+            self.proposals.sessions_changed(result.open_sessions)
+        if result.opened is not None:
+            self.proposals.session_opened(*result.opened)
+        self.foresight.applied(result.last)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture
+def submit() -> Callable[[Member], asyncio.Future[object]]:
+    def submit(member: Member) -> asyncio.Future[object]:
+        loop = asyncio.get_running_loop()
+        return member.proposals.submit(b"mail", loop, 1e9, 5.0, lambda index: index)
+
+    return submit
+
+
+async def test_a_session_that_ended_before_its_node_heard_of_it_is_not_used(
+    tmp_path: Path, submit: Callable[[Member], asyncio.Future[object]]
+) -> None:
+    """A node asks for a session, is cut off for longer than a lease, and gets OPEN and DOWN at once when it is back."""
+    member = Member(str(tmp_path / "state"))
+    [opening] = member.take(0.0)
+    mail = submit(member)
+    member.commit(opening, envelope.encode_down(1, [OTHER]))
+    member.apply()
+    [again] = member.take(9.0)
+    assert envelope.decode_open(again) == (member.proposals.nonce, ME)
+    member.commit(again)
+    member.apply()
+    member.commit(*member.take(9.0))
+    assert mail.result() == 4
+    member.apply()
+    assert member.machine.indexes == [4]
+
+
+async def test_an_answer_that_the_machine_never_gives_stops_the_node(
+    tmp_path: Path, submit: Callable[[Member], asyncio.Future[object]]
+) -> None:
+    """It cannot happen; if it does all the same, a sender was told 250 for nothing, and nobody must go on so."""
+    member = Member(str(tmp_path / "state"))
+    member.commit(*member.take(0.0))
+    member.apply()
+    submit(member)
+    [command] = member.take(0.0)
+    member.foresight.committed([fastlog.encode_entries(1, 2, 0, fastlog.ENTRY_NORMAL, [command])])
+    member.commit(b"")  # at the same index: what was foreseen is not what is applied
+    with pytest.raises(Fatal, match="not applied at 2"):
+        member.apply()
