@@ -18,7 +18,7 @@ from .witness import DOT
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
-EXIT_S_MAX: Final = 20.0  # issue 2: "SIGTERM drains and ends with exit status 0 within 20 s"
+EXIT_S_MAX: Final = 20.0  # a service manager kills at some point; SIGTERM has drained by then
 
 
 async def wait_exit(node: DemoNode) -> float:
