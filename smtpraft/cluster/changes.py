@@ -165,7 +165,11 @@ class Changes:
                     if await self._was_removed():
                         return node  # and nobody talks to us any more
                     raise
-            # Nobody took it: lead on until the removal is committed, without counting ourselves (thesis §4.2.2).
+            # Nobody took it: lead on until the removal is committed, without counting ourselves (thesis §4.2.2). But
+            # whoever misses that news still counts us, and must not need us for an election.
+            voters = driver.core.conf_state.voters
+            if sum(map(self._is_there, voters)) - 1 <= len(voters) // 2:
+                raise Declined("nobody took leadership over, and the others are too few to elect a leader; try again")
         return await self._changing(self._remove(node, force))
 
     async def _was_removed(self) -> bool:

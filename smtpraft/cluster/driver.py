@@ -187,7 +187,7 @@ class Driver:
             read_entries=self.read_entries_blocking,
             reader=self.reader,
             is_current=lambda term: self.core.term == term and self.core.role is Role.LEADER,
-            is_replicating=self.core.replicating,
+            may_wait=self.core.commit_may_wait,
             unreachable=self._unreachable,
             on_failure=self.fail,
         )
@@ -254,9 +254,9 @@ class Driver:
         """Return how long this node's lease lasts; 0 if it holds none."""
         session = self.proposals.session
         now = monotonic()
-        # As for the others: until it has applied what its predecessors left, a leader knows of no session, not of its
-        # own either. The end of that one may be committed, and its work in the hands of others.
-        up_to_date = self.applier.applied_index >= self._leader_started_index
+        # As for the others: until it knows what its predecessors left, a leader knows of no session, not of its own
+        # either. The end of that one may be committed, even applied on its thread, and its work in others' hands.
+        up_to_date = self.core.applied_index >= self._leader_started_index
         if self._role is Role.LEADER and self.core.role is Role.LEADER and up_to_date:
             self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
         return self.heartbeats.holder.remaining_s(now, session)
@@ -474,7 +474,7 @@ class Driver:
         kind = message.type
         if kind is MessageType.HEARTBEAT:
             now = monotonic()
-            may_grant = self.applier.applied_index >= self._leader_started_index
+            may_grant = self.core.applied_index >= self._leader_started_index
             frame = self.heartbeats.encode(message, now, self._retain_index(), may_grant)
             self.transport.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
@@ -520,7 +520,7 @@ class Driver:
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""
         beats = self.heartbeats
-        if beats.granter is None or self.applier.applied_index < self._leader_started_index:
+        if beats.granter is None or self.core.applied_index < self._leader_started_index:
             return
         for node, session in beats.granter.expired(beats.sessions, self.id, now):
             live = beats.granter.live(beats.sessions, self.id, now)

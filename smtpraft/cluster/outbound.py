@@ -37,8 +37,8 @@ QUEUED_MAX: Final = 256  # appends that wait behind a read from disk, a peer; pa
 
 
 class Outbound:
-    """Sends for one node. `is_current(term)` says whether it still leads in `term`, `is_replicating(peer)` whether the
-    log there is known to match; `unreachable` tells the core.
+    """Sends for one node. `is_current(term)` says whether it still leads in `term`, `may_wait(peer)` whether the news
+    of a commit index may wait a while; `unreachable` tells the core.
 
     `on_failure` hears of a log that cannot be read: to go on would leave a follower behind for ever, without a word.
     """
@@ -51,7 +51,7 @@ class Outbound:
         read_entries: Callable[[int, int], bytes],
         reader: Executor,
         is_current: Callable[[int], bool],
-        is_replicating: Callable[[NodeId], bool],
+        may_wait: Callable[[NodeId], bool],
         unreachable: Callable[[NodeId], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -60,7 +60,7 @@ class Outbound:
         self._read_entries = read_entries
         self._reader = reader
         self._is_current = is_current
-        self._is_replicating = is_replicating
+        self._may_wait = may_wait
         self._unreachable = unreachable
         self._on_failure = on_failure
         self._waiting: dict[NodeId, deque[Message]] = {}
@@ -83,7 +83,7 @@ class Outbound:
             return
         if not message.entries:
             news = message.commit > self._commit_said.get(message.to, 0)
-            if news and message.to not in self._awaited and self._is_replicating(message.to):
+            if news and message.to not in self._awaited and self._may_wait(message.to):
                 # It tells a new commit index and nothing else, and nobody there waits for that: the next append will
                 # tell it, or the next heartbeat. The answer to it is saved too. (One without news is a probe.)
                 self._held[message.to] = message

@@ -265,10 +265,17 @@ class RawNode:
         snapshot = self.raft.raftlog.snapshot
         return snapshot.index if snapshot is not None else 0
 
-    def replicating(self, node: NodeId) -> bool:
-        """Is the log of a member known to match this leader's, so that appends to it only tell what is new?"""
+    def commit_may_wait(self, node: NodeId) -> bool:
+        """As leader: may the news of a commit index wait for the next append to this member, or the next heartbeat?
+
+        Not if the append that tells it is to find out what the member has. And not if a membership change is committed
+        that this leader has not applied: once it has, it may lead no longer, or talk to this member no longer, and
+        those who stay may need that change to elect anybody.
+        """
         progress = self.raft.tracker.progress.get(node)
-        return progress is not None and progress.state is ProgressState.REPLICATE
+        if progress is None or progress.state is not ProgressState.REPLICATE or progress.inflights.full:
+            return False
+        return not self.conf_change_pending
 
     def quorum_active(self) -> bool:
         """Has this leader heard from a majority since the last check, which comes every election timeout?"""
