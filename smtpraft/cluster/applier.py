@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope
@@ -101,6 +101,8 @@ class Applier:
         self._on_failure = on_failure
         self._read_entries = read_entries
         self._work: deque[Batch | Callable[[], None]] = deque()
+        self._jobs: deque[Future[Any]] = deque()  # of the jobs in `_work`, in that order
+        self._over = False
         self._work_bytes = 0
         self._wake = threading.Condition()
         self._closing = False
@@ -154,7 +156,10 @@ class Applier:
                 self._wake.notify()
 
     def run(self, job: Callable[[], T]) -> Future[T]:
-        """Run `job` on the apply thread, after what was submitted before; its result comes in the future."""
+        """Run `job` on the apply thread, after what was submitted before; its result comes in the future.
+
+        `Stopped` comes there if the thread has ended, or ends before its turn comes.
+        """
         future: Future[T] = Future()
 
         def call() -> None:
@@ -168,10 +173,11 @@ class Applier:
             future.set_result(result)
 
         with self._wake:
-            if self._closing:
+            if self._closing or self._over:
                 future.set_exception(Stopped("the node is stopping"))
                 return future
             self._work.append(call)
+            self._jobs.append(future)
             self._wake.notify()
         return future
 
@@ -214,6 +220,11 @@ class Applier:
             self._deliver(lambda error=error: self._on_failure(error))  # type: ignore[misc]
         finally:
             self._machine.close()
+            with self._wake:
+                self._over = True
+                for future in self._jobs:
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(Stopped("the node is stopping"))
 
     def work(self) -> bool:
         """Do the next thing there is to do, here and now; return whether there was one."""
@@ -240,6 +251,7 @@ class Applier:
                 self._wake.wait()
             head = self._work.popleft()
             if not isinstance(head, Batch):
+                self._jobs.popleft()
                 return head
             batches = [head]
             size_bytes = head.size_bytes

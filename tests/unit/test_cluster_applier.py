@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from smtpraft import fastlog
 from smtpraft.cluster import Command, MemoryMachine, NodeId, envelope
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.foresight import Foresight
+from smtpraft.cluster.machine import Item, NoRoom
 from smtpraft.cluster.proposals import Proposals
-from smtpraft.errors import Fatal
+from smtpraft.errors import Fatal, Stopped
 
 ME, OTHER = NodeId("n1"), NodeId("n2")
 
@@ -128,3 +130,38 @@ async def test_an_answer_that_the_machine_never_gives_stops_the_node(
     member.commit(b"")  # at the same index: what was foreseen is not what is applied
     with pytest.raises(Fatal, match="not applied at 2"):
         member.apply()
+
+
+class Full(Indexes):
+    """A machine whose disk is full, or broken."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(path)
+        self.error = error
+        self.asked = threading.Event()
+
+    def apply(self, items: Sequence[Item], notes: bytes) -> Sequence[object]:
+        self.asked.set()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [NoRoom("full"), Fatal("broken")])
+def test_who_waits_for_a_job_hears_that_the_thread_has_ended(tmp_path: Path, error: Exception) -> None:
+    """The log's writer waits for the install of a snapshot; if it did so for ever, the node would never stop."""
+    machine = Full(str(tmp_path / "state"), error)
+    applier = Applier(
+        machine,
+        ME,
+        deliver=lambda act: act(),
+        on_result=lambda result: None,
+        on_failure=lambda error: None,
+        read_entries=lambda first, last: b"",
+    )
+    applier.open()
+    block = fastlog.encode_entries(1, 1, 0, fastlog.ENTRY_NORMAL, [b""])
+    applier.submit(Batch(1, 1, len(block), [block]))
+    behind = applier.run(lambda: None)
+    assert machine.asked.wait(10)
+    applier.close()
+    assert isinstance(behind.exception(timeout=10), Stopped)
+    assert isinstance(applier.run(lambda: None).exception(timeout=10), Stopped)
