@@ -174,19 +174,20 @@ class DiskHealth:
         self._probing = False
 
     def _hand_over(self) -> None:
-        """Ask the most caught-up of the members whose disks are well to lead."""
+        """Ask the most caught-up of the voters whose disks are well to lead."""
         beats, core = self._heartbeats, self._core
         own_ms = max(self._writer.oldest_unsynced_age_s(), self._writer.pace.usual_s) * 1000
         limit_ms = own_ms / 2 if self.state is DiskState.SLOW else self._timeout_s * 500
+        progress = core.status().progress
         healthy = [
             node
-            for node, lag_ms in beats.disk_lag_ms.items()
-            if lag_ms < limit_ms and node not in beats.short_of_room and self._connected(node)
+            for node, row in progress.items()
+            if not row.is_learner
+            and beats.disk_lag_ms.get(node, limit_ms) < limit_ms
+            and node not in beats.short_of_room
+            and self._connected(node)
         ]
-        if not healthy:
-            return
-        progress = core.status().progress
-        to = max(healthy, key=lambda node: progress[node].match_index if node in progress else -1)
-        if to in progress and not progress[to].is_learner:
+        if healthy:
+            to = max(healthy, key=lambda node: progress[node].match_index)
             log.warning("disk is not fit to lead state=%s, handing over to=%s", self.state.value, to)
             core.transfer_leader(to)

@@ -1,4 +1,4 @@
-"""What those who stay know when a leader goes, and what a leader knows of its own work; whole nodes in one process."""
+"""What those who stay know when a leader goes, and who takes over, and whose a lease is; whole nodes in one process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from smtpraft.cluster import Node, envelope
 from smtpraft.cluster.requests import Declined
+from smtpraft.consensus import ChangeSingle, ChangeType, ConfChangeV2
 
 from .test_cluster_node import Cluster, wait_until
 
@@ -58,6 +59,19 @@ async def test_a_leader_that_the_others_need_for_an_election_is_not_removed(tmp_
         await leader.change_members("remove", node=leader.id, force=True)
     await other.replicate(b"colour=blue")
     await cluster.stop_all()
+
+
+async def test_a_leader_whose_disk_hangs_hands_over_to_a_voter(cluster: Cluster) -> None:
+    """Though a learner has as much of the log, and was heard of first."""
+    leader = await cluster.leader()
+    voter, learner = (node for node in cluster.nodes.values() if node is not leader)
+    driver = leader._driver
+    driver.core.propose_conf_change(ConfChangeV2((ChangeSingle(ChangeType.ADD_LEARNER, learner.id),)))
+    driver.want_turn()
+    await wait_until(lambda: driver.core.conf_state.learners == (learner.id,))
+    driver.heartbeats.disk_lag_ms = {learner.id: 0, voter.id: 0}
+    driver.writer.oldest_unsynced_age_s = lambda: 60.0  # type: ignore[method-assign]
+    await wait_until(lambda: voter.is_leader, 5)
 
 
 async def test_a_lease_waits_until_the_loop_knows_what_was_applied(cluster: Cluster) -> None:
