@@ -22,8 +22,8 @@ class Config:
     heartbeat_ticks: int = 5
     priority: int = 100
     """Of this node in elections, 0 to 100: it waits longer for its leader by what is missing to 100, in percent of
-    `election_ticks`. With 0 it never campaigns by itself, only when its leader hands over to it. A wish, no rule: who
-    has the better log wins."""
+    `election_ticks`. With 0 it campaigns only when its leader hands over to it, or when it had to refuse a candidate
+    that lacks some of its log. A wish, no rule: who has the better log wins."""
     max_append_bytes: int = MIB
     """Entries in one APP message; one entry goes at least."""
     max_inflight_messages: int = 256

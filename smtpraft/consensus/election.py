@@ -118,7 +118,9 @@ class VoteElection:
         )
         response = VOTE_RESP if real else PRE_VOTE_RESP
         context = committed_context(raft)
-        if not may_vote or raft.abstains or not log_is_current(raft, message):
+        current = log_is_current(raft, message)
+        raft.needed = raft.needed or not (current or raft.leader_id)
+        if not may_vote or raft.abstains or not current:
             raft.send_after_append(Message(response, message.sender, term=raft.term, reject=True, context=context))
             return
         # A grant echoes the request's term: for a pre-vote it is not ours.

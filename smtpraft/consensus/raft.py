@@ -94,6 +94,9 @@ class Raft:
         self.abstains_through = 0
         """This node lost part of what it had stored when it was in this term; 0: it lost nothing. See `abstains`."""
         self.stranger = False
+        self.needed = False
+        """In this term it refused a candidate that lacks entries of its log: without priority it campaigns all the
+        same, for nobody else might be able to win."""
 
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -162,7 +165,7 @@ class Raft:
             leader.tick(self)
             return
         self.election.tick(self)
-        if self.election_elapsed >= self.timeout_ticks and self.promotable and self.config.priority:
+        if self.election_elapsed >= self.timeout_ticks and self.promotable and (self.config.priority or self.needed):
             self.election_elapsed = 0
             self.campaign()
 
@@ -248,6 +251,7 @@ class Raft:
         self.timeout_ticks = ticks + ticks * (100 - self.config.priority) // 100 + self.random.randrange(ticks)
         self.transferee = NO_NODE
         self.handed_over = False
+        self.needed = False
         self.pending_conf_index = 0
         self.uncommitted_bytes = 0
         self.reads = ReadOnly()

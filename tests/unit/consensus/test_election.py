@@ -137,6 +137,20 @@ def test_without_priority_a_node_campaigns_only_when_its_leader_says_so() -> Non
     assert of_type(solo.outputs(), VOTE)
 
 
+def test_without_priority_a_node_campaigns_if_the_others_lack_what_it_has() -> None:
+    """Raft §5.4.1: else nobody would ever lead, if only it is left of those that have the last entries committed."""
+    solo = Solo(priority=0, terms=(1, 1))
+    for _ in range(2):
+        solo.receive(PRE_VOTE, N2, term=2, log_term=1, index=1)
+        for _ in range(30):
+            solo.core.tick()
+        assert of_type(solo.outputs(), PRE_VOTE)
+    solo.receive(MessageType.HEARTBEAT, term=2)
+    for _ in range(100):
+        solo.core.tick()
+    assert of_type(solo.settle(), PRE_VOTE) == []
+
+
 def test_granting_a_vote_starts_the_election_timeout_anew() -> None:
     """Raft §5.2: give the winner the time to say so."""
     solo = Solo(hard_state=HardState(1))
