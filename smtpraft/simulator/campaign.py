@@ -80,8 +80,13 @@ class Totals:
 
 def live_order(order: Order) -> tuple[Order, Day]:
     """Live one day. What nodes log on a bad day is of no interest, and costs time."""
-    logging.getLogger("smtpraft").setLevel(logging.CRITICAL + 1)
-    return order, live(Plan.draw(order.seed, nodes=order.nodes, seconds=order.seconds, only=order.only))
+    logger = logging.getLogger("smtpraft")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        return order, live(Plan.draw(order.seed, nodes=order.nodes, seconds=order.seconds, only=order.only))
+    finally:
+        logger.setLevel(level)
 
 
 def live_all(

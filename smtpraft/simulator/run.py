@@ -38,6 +38,7 @@ class Day:
     acknowledged: int = 0
     reads: int = 0
     elections: int = 0
+    hand_overs: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     trace: list[str] = field(default_factory=list)
 
@@ -78,6 +79,7 @@ def live(plan: Plan, directory: str | None = None) -> Day:
     day.acknowledged = sum(write.outcome == "done" for write in world.workload.writes)
     day.reads = world.workload.reads_done
     day.elections = world.elections
+    day.hand_overs = world.hand_overs
     day.faults = world.faults_seen
     if day.failed:
         day.trace = [

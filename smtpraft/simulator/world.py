@@ -58,6 +58,8 @@ class World:
         self.trace: deque[tuple[int, str, str, str]] = deque(maxlen=TRACE_EVENTS)
         self.faults_seen: Counter[str] = Counter()
         self.elections = 0
+        self.hand_overs = 0
+        """Leaders that were asked to hand over in calm."""
         names = [NodeId(f"n{number}") for number in range(1, plan.nodes + 1)]
         conf_state = ConfState(voters=tuple(names))
         for number, name in enumerate(names):
@@ -121,6 +123,7 @@ class World:
         leaders = [host for host in core if host.process is not None and host.process.core.role is Role.LEADER]
         to = self.random.choice([host for host in core if host.id in self.members().voters])
         if leaders and leaders[0].process is not None:
+            self.hand_overs += to is not leaders[0]
             leaders[0].run(leaders[0].process, leaders[0].process.transfer, to.id)
         self.timeline.run_until(self.timeline.now + 1 * S)
         self.workload.last_read(to)
