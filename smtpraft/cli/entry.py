@@ -116,6 +116,7 @@ def build_parser() -> _Parser:
     demo.set_defaults(command=_demo)
 
     _add_simulate(commands, shape)
+    _add_bench(commands, shape)
     return parser
 
 
@@ -267,6 +268,23 @@ def _add_simulate(commands: _Commands, shape: _Parser) -> None:
     simulate.add_argument("--jobs", metavar="N", type=_positive, default=1, help="days at a time (1)")
     simulate.add_argument("--stop-after", metavar="N", type=_positive, default=1, help="violations that end it (1)")
     simulate.set_defaults(command=_simulate)
+
+
+def _add_bench(commands: _Commands, shape: _Parser) -> None:
+    bench = commands.add_parser("bench", parents=[shape], help="how fast, measured here, against targets")
+    bench.add_argument("--only", metavar="SUITE,…", help="of micro, mail, log, halves, failover, drain, queue")
+    bench.add_argument("--rounds", metavar="N", type=_positive, default=5, help="what is compared, so often (5)")
+    bench.add_argument("--quick", action="store_true", help="see that it works; the figures are worth little")
+    bench.add_argument("--target", metavar="127.0.0.1:PORT,…", help="SMTP of a cluster that runs here: mail only")
+    bench.add_argument("--directory", metavar="DIR", help="for the nodes' data; its disk is measured (TMPDIR, /tmp)")
+    bench.add_argument("--output", metavar="FILE", help="keep all figures as JSON")
+    bench.set_defaults(command=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.bench.run import bench
+
+    return bench(arguments)
 
 
 def _positive(text: str) -> int:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from smtpraft.cli.bench.processes import cpu_seconds
+from smtpraft.cli.bench.target import BenchFailed
 from smtpraft.cli.client import Client, Json
 from smtpraft.cli.demo.nodes import DemoCluster, DemoNode
-
-from .processes import cpu_seconds
-from .target import BenchFailed, Usage
 
 DELIVERY_TIMEOUT_S: Final = 120.0
 RELAY_DOMAIN: Final = "relay.example"
 DISCARD_DOMAIN: Final = "discard.example"
+ELECTION_MAX_MS: Final = 300.0  # the settings are the defaults: an election 150 to 300 ms after the leader's last word
 
 
 class Cluster(DemoCluster):
@@ -26,12 +26,15 @@ class Cluster(DemoCluster):
     Mail to `relay.example` goes to `sink_port` over SMTP, all other mail to `discard:`.
     """
 
-    def __init__(self, directory: Path, sink_port: int, count: int = 3) -> None:
+    def __init__(self, directory: Path, sink_port: int, count: int = 3, environ: Mapping[str, str] | None = None) -> None:
+        """`environ`: further settings, or `SMTPRAFT_PURE`."""
+        directory.mkdir(exist_ok=True)
         super().__init__(directory, count, sink_port)
         self._environ |= {
             "SMTPRAFT_CLUSTER__SEGMENT_BYTES": str(64 << 20),
             "SMTPRAFT_DELIVERY__ROUTES": f"{RELAY_DOMAIN}=smtp://127.0.0.1:{sink_port},*=discard:",
             "SMTPRAFT_DELIVERY__RETRY_S": "60,300,900",
+            **(environ or {}),
         }
 
     def begin(self) -> None:
@@ -63,27 +66,30 @@ class Cluster(DemoCluster):
         """Return how many changes of leader the node that saw most has seen."""
         return max(int(str(status["leader_changes"])) for status in self.status())
 
-    def usage(self) -> Usage:
-        """CPU and syncs of each node."""
-        return Usage(
-            {node.id: cpu_seconds(node.process.pid) for node in self.nodes if node.process is not None},
-            {node.id: metric(node, "smtpraft_wal_fsync_duration_seconds_count") for node in self.nodes},
-            self.find_leader().id,
-        )
+    def cpu_s(self) -> dict[str, float]:
+        """CPU of each node since it started; the one that leads is `leader`."""
+        leader = self.find_leader()
+        return {
+            "leader" if node is leader else node.id: cpu_seconds(node.process.pid)
+            for node in self.nodes
+            if node.process is not None
+        }
 
-    def wait_delivered(self) -> None:
+    def queued(self) -> int:
+        """Return how many messages the fullest node has in its queue."""
+        return max(sum(_counts(status["queue"])) for status in self.status())
+
+    def wait_delivered(self, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
         """Return when every node has an empty queue.
 
         Raises:
             BenchFailed: it takes too long.
         """
-        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
-        while True:
-            queues = [status["queue"] for status in self.status()]
-            if not any(isinstance(queue, dict) and any(queue.values()) for queue in queues):
-                return
+        deadline = time.monotonic() + timeout_s
+        while self.queued():
             if time.monotonic() > deadline:
-                raise BenchFailed(f"not delivered within {DELIVERY_TIMEOUT_S:.0f} s: {queues}")
+                queues = [status["queue"] for status in self.status()]
+                raise BenchFailed(f"not delivered within {timeout_s:.0f} s: {queues}")
             time.sleep(0.02)
 
 
@@ -97,7 +103,7 @@ class NodesTarget:
 
     @property
     def name(self) -> str:
-        return f"smtpraft, {self.where}" + (", relayed" if self.domain == RELAY_DOMAIN else "")
+        return "smtpraft"
 
     @property
     def recipient(self) -> str:
@@ -110,8 +116,8 @@ class NodesTarget:
         chosen = {"leader": nodes[:1], "follower": nodes[1:2], "all nodes": nodes}[self.where]
         return [node.smtp_port for node in chosen]
 
-    def usage(self) -> Usage:
-        return self.cluster.usage()
+    def cpu_s(self) -> Mapping[str, float]:
+        return self.cluster.cpu_s()
 
     def wait_delivered(self) -> None:
         self.cluster.wait_delivered()
@@ -124,3 +130,7 @@ def metric(node: DemoNode, name: str) -> float:
         if line.startswith(f"{name} "):
             return float(line.rsplit(" ", 1)[1])
     raise BenchFailed(f"{node.id} has no metric {name}")
+
+
+def _counts(queue: object) -> list[int]:
+    return [count for count in queue.values() if isinstance(count, int)] if isinstance(queue, dict) else []

@@ -1,0 +1,218 @@
+"""The hot paths, compiled and pure in turn, and the consensus core: microseconds of one call, in one process.
+
+Not shown: cold caches, the event loop, anything that waits. A figure is the median of some repeats of many calls.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from random import Random
+from statistics import median
+from types import ModuleType
+from typing import Final
+
+from smtpraft.cli.bench.figures import Figures
+from smtpraft.consensus import (
+    APPEND_THREAD,
+    APPLY_THREAD,
+    Config,
+    ConfState,
+    HardState,
+    Message,
+    MessageType,
+    RawNode,
+    Role,
+)
+from smtpraft.fastlog import Log
+from smtpraft.types import NodeId
+
+PEERS: Final = 4  # of a cluster of five
+_HALVES: Final = (("compiled", "smtpraft._fastlog"), ("pure", "smtpraft._purelog"))
+_BEAT: Final = (3, 1_000_000, 77, 999_000, 12345, 1_000_000, 999_999, 2**63, 10**12)
+
+
+def measure(figures: Figures, rounds: int, say: Callable[[str], None]) -> None:
+    """Note `micro.compiled.*`, `micro.pure.*`, `micro.cycle.*` and `micro.call`, a value a round."""
+    halves = [(name, import_module(module)) for name, module in _HALVES if find_spec(module) is not None]
+    if len(halves) < 2:
+        figures.reasons["micro.compiled."] = "the compiled half is not built"
+    for number in range(1, rounds + 1):
+        gc.collect()
+        gc.disable()
+        try:
+            figures.add("micro.call.us", _call())
+            for question, ask in QUESTIONS.items():
+                for name, half in halves:
+                    figures.add(f"micro.{name}.{question}.us", ask(half))
+            for batch in (1, 64):
+                figures.add(f"micro.cycle.{batch}.us", cycle_us(batch, 64 * 200 if batch == 64 else 2000))
+        finally:
+            gc.enable()
+        say(f"micro {number}/{rounds}")
+
+
+def _timed(calls: int, work: Callable[[], object]) -> float:
+    """Return the microseconds of each of `calls` that `work` does."""
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1e6 / calls
+
+
+def _call() -> float:
+    """Of an empty function, the loop around it taken off."""
+
+    def nothing() -> None:
+        pass
+
+    def calls() -> None:
+        for _ in range(100_000):
+            nothing()
+
+    def loop() -> None:
+        for _ in range(100_000):
+            pass
+
+    return median(_timed(100_000, calls) - _timed(100_000, loop) for _ in range(5))
+
+
+def _append(half: ModuleType, count: int, calls: int) -> float:
+    payloads = [bytes((number + position) & 0xFF for position in range(64)) for number in range(count)]
+
+    def once() -> float:
+        log = half.Log()
+        append = log.append
+
+        def work() -> None:
+            for _ in range(calls):
+                append(1, 7, 0, payloads)
+
+        us = _timed(calls, work)
+        assert log.last_index == calls * count
+        return us
+
+    return median(once() for _ in range(5))
+
+
+def _verify_append(half: ModuleType) -> float:
+    """A follower takes blocks of 100 entries of 256 bytes; the time of one entry."""
+    source = half.Log()
+    blocks = [source.append(1, 7, 0, [bytes(256)] * 100) for _ in range(40)]
+
+    def once() -> float:
+        log = half.Log()
+
+        def work() -> None:
+            for block in blocks:
+                log.match(block)
+                log.append_block(block)
+
+        us = _timed(100 * len(blocks), work)
+        assert log.last_index == source.last_index
+        return us
+
+    return median(once() for _ in range(5))
+
+
+def _heartbeats(half: ModuleType) -> float:
+    """What a leader of five sends and hears in one heartbeat interval: four frames out, four answers decoded."""
+    answer = half.encode_heartbeat_response(*_BEAT[:8])[12:]
+    encode, decode = half.encode_heartbeat, half.decode_heartbeat_response
+
+    def work() -> None:
+        for _ in range(2000):
+            for _ in range(PEERS):
+                encode(*_BEAT)
+            for _ in range(PEERS):
+                decode(answer)
+
+    return median(_timed(2000, work) for _ in range(5))
+
+
+def _quorum(half: ModuleType, voters: int) -> float:
+    matched = [1_000_000 + 7 * voter % 5 for voter in range(voters)]
+    tally = half.quorum_index
+
+    def work() -> None:
+        for _ in range(10_000):
+            tally(matched)
+
+    return median(_timed(10_000, work) for _ in range(5))
+
+
+QUESTIONS: Final[dict[str, Callable[[ModuleType], float]]] = {
+    "append100": lambda half: _append(half, 100, 40),
+    "append1": lambda half: _append(half, 1, 2000),
+    "verify_append": _verify_append,
+    "heartbeats": _heartbeats,
+    "quorum3": lambda half: _quorum(half, 3),
+    "quorum5": lambda half: _quorum(half, 5),
+    "quorum7": lambda half: _quorum(half, 7),
+}
+
+
+# ---- the core ----
+
+
+class Trio:
+    """Three voters in memory: what they say to each other and to their disks arrives at once."""
+
+    def __init__(self) -> None:
+        names = [NodeId(f"n{number}") for number in (1, 2, 3)]
+        state = ConfState(voters=tuple(names))
+        self.nodes = {
+            name: RawNode(Config(id=name), Log(), state, HardState(), 0, Random(number))
+            for number, name in enumerate(names)
+        }
+        self.applied = 0
+        self.leader = self.nodes[names[0]]
+        self.leader.campaign()
+        self.settle()
+        assert self.leader.role is Role.LEADER
+
+    def settle(self) -> None:
+        """Carry everything to where it goes until nobody has anything to say."""
+        nodes = list(self.nodes.values())
+        busy = True
+        while busy:
+            busy = False
+            for node in nodes:
+                while node.has_ready():
+                    busy = True
+                    for message in node.ready().messages:
+                        self._carry(node, message)
+
+    def _carry(self, node: RawNode, message: Message) -> None:
+        """What goes to a disk or a state machine is done at once, and answered."""
+        if message.to == APPEND_THREAD or message.to == APPLY_THREAD:
+            if message.type is MessageType.STORAGE_APPLY:
+                self.applied += message.entries.last - message.entries.first + 1
+            for response in message.responses:
+                self.nodes[response.to].step(response)
+            return
+        if message.entries:
+            message.block = b"".join(node.log.spans(message.entries.first, message.entries.last))
+        self.nodes[message.to].step(message)
+
+
+def cycle_us(batch: int, entries: int) -> float:
+    """Return the microseconds of an entry of 256 bytes: proposed, stored by three, committed, applied by three."""
+
+    def once() -> float:
+        trio = Trio()
+        payloads = [bytes(256)] * batch
+        before = trio.applied
+
+        def work() -> None:
+            for _ in range(entries // batch):
+                trio.leader.propose(payloads)
+                trio.settle()
+
+        us = _timed(entries // batch * batch, work)
+        assert trio.applied - before == 3 * (entries // batch * batch)
+        return us
+
+    return median(once() for _ in range(5))
