@@ -1,4 +1,4 @@
-# make demo | test | test-faults | simulate | bench | bench-system | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | simulate | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -8,13 +8,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TESTS ?=
 ARGS ?=
 BIN := .venv/bin
-SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h
+SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h \
+	smtpraft/cli/bench/_fastload.pyx
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults simulate bench bench-system lint clean
+.PHONY: demo test test-faults simulate bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -36,12 +37,18 @@ simulate: .venv/.test
 	@$(BIN)/smtpraft simulate --fresh --seeds 500 --seconds 20 --jobs 2 $(ARGS)
 	@$(BIN)/python -m tests.simulation.planted --jobs 2
 
+# The hot paths. Each run is kept in .benchmarks; ARGS=--benchmark-compare sets the last one beside it.
 bench: .venv/.bench
 	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \
-		--benchmark-columns=median,iqr,min,max,rounds --benchmark-warmup=on $(ARGS)
+		--benchmark-columns=median,iqr,min,max,rounds --benchmark-warmup=on --benchmark-autosave $(ARGS)
+	@$(BIN)/python -m benches.ratios
 
-# Next to Postfix (as root, Debian's package postfix): ARGS=--quick, --memory, --failover, --write docs/performance.md
-bench-system: .venv/.run
+# Everything with peers beside it, as root on Debian: a quarter of an hour. ARGS=--quick, '--only peers,logpeers', '--write docs/performance.md'
+bench-peers: .venv/.peers
+	@test "$$(id -u)" = 0 || { echo "make bench-peers installs and starts Postfix, Exim and etcd: run it as root"; exit 1; }
+	@command -v smtp-source etcd >/dev/null && test "$$(command -v smtp-source etcd | wc -l)" = 2 \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends postfix etcd-server >/dev/null; }
+	@$(BIN)/python -m benches.system --install
 	@$(BIN)/python -m benches.system $(ARGS)
 
 lint: .venv/.lint
@@ -63,12 +70,12 @@ lint: .venv/.lint
 	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
 	@touch $@
 
-.venv/.test .venv/.bench .venv/.lint: .venv/.%: .venv/.run
+.venv/.test .venv/.bench .venv/.peers .venv/.lint: .venv/.%: .venv/.run
 	@echo "venv: what $* needs"
 	@$(BIN)/python -m pip install -qq --group $*
 	@touch $@
 
 clean:
 	rm -rf .venv build dist smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so
+	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so
 	find smtpraft tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

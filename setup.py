@@ -30,9 +30,7 @@ def extensions() -> list[Extension]:
         depends=["smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"],
         extra_compile_args=["-O3", "-fno-strict-aliasing"],
     )
-    load = Extension(
-        "smtpraft.cli.bench._fastload", ["smtpraft/cli/bench/_fastload.pyx"], extra_compile_args=["-O2"]
-    )
+    load = Extension("smtpraft.cli.bench._fastload", ["smtpraft/cli/bench/_fastload.pyx"], extra_compile_args=["-O2"])
     # force: a .c file from another version of Cython or of the .pyx must never be compiled.
     built: list[Extension] = cythonize([fastlog, load], force=True, language_level=3)  # type: ignore[no-untyped-call]
     for extension in built:

@@ -1,6 +1,6 @@
-"""The whole system on this machine, next to Postfix: `make bench-system`.
+"""Our nodes beside others on this machine: `make bench-peers`.
 
-Three real nodes and a private Postfix take the same mail from the same client in turn, round after round. What counts
-is the ratio within a round, because machines drift. `comparison.py` is the main measurement, `memory.py` and
-`failover.py` are modes of their own; `docs/performance.md` has the results and what they do not show.
+The suites of `smtpraft bench`, and the same loads against Postfix, Exim, etcd and PySyncObj, round after
+round: what counts is the ratio within a round, because machines drift. Figures are kept as JSON (`figures.json`), from which
+`document` makes the tables and pictures of `docs/performance.md`; what they do not show stands there too.
 """

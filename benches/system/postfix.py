@@ -17,14 +17,14 @@ import smtplib
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from .nodes import RELAY_DOMAIN
-from .processes import cpu_seconds, family
-from .target import BenchFailed, Usage
+from smtpraft.cli.bench.cluster import RELAY_DOMAIN
+from smtpraft.cli.bench.processes import cpu_seconds, family
+from smtpraft.cli.bench.target import BenchFailed
 
 START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 20.0
@@ -140,14 +140,14 @@ class Postfix:
             os.killpg(group, signal.SIGKILL)
         self._process = None
 
-    def usage(self) -> Usage:
+    def cpu_s(self) -> Mapping[str, float]:
         """CPU by the name of its processes; `ended` is of those that ended, and of master."""
         assert self._process is not None
         master = self._process.pid
         cpu_s: defaultdict[str, float] = defaultdict(float)
         for pid, name in family(master).items():
             cpu_s["ended" if pid == master else name] += cpu_seconds(pid, dead_children=True)
-        return Usage(cpu_s, {})
+        return cpu_s
 
     def wait_delivered(self) -> None:
         """Return when nothing waits to be delivered. What is on hold does not.
@@ -174,7 +174,7 @@ class PostfixTarget:
 
     @property
     def name(self) -> str:
-        return f"postfix-{self.what}"
+        return "postfix"
 
     @property
     def recipient(self) -> str:
@@ -183,8 +183,8 @@ class PostfixTarget:
     def ports(self) -> Sequence[int]:
         return [self.postfix.port]
 
-    def usage(self) -> Usage:
-        return self.postfix.usage()
+    def cpu_s(self) -> Mapping[str, float]:
+        return self.postfix.cpu_s()
 
     def wait_delivered(self) -> None:
         self.postfix.wait_delivered()

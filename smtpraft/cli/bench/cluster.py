@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ class Cluster(DemoCluster):
     Mail to `relay.example` goes to `sink_port` over SMTP, all other mail to `discard:`.
     """
 
-    def __init__(self, directory: Path, sink_port: int, count: int = 3, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, sink_port: int, count: int = 3, environ: Mapping[str, str] | None = None
+    ) -> None:
         """`environ`: further settings, or `SMTPRAFT_PURE`."""
         directory.mkdir(exist_ok=True)
         super().__init__(directory, count, sink_port)
@@ -36,6 +39,10 @@ class Cluster(DemoCluster):
             "SMTPRAFT_DELIVERY__RETRY_S": "60,300,900",
             **(environ or {}),
         }
+
+    def prefer_modules(self, directory: Path) -> None:
+        """Have the nodes look for Python's modules in `directory` first."""
+        self._environ["PYTHONPATH"] = f"{directory}{os.pathsep}{self._environ['PYTHONPATH']}"
 
     def begin(self) -> None:
         """Start all nodes; return when each can commit."""

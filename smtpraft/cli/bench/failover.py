@@ -1,4 +1,4 @@
-"""How long nobody gets a 250 when the leader is killed, or hands over: the demo's customers, steady mail, again and again."""
+"""How long nobody gets a 250 when the leader is killed, or hands over: the demo's customers, again and again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What was measured: numbers by name, one a round; shapes for pictures; what the machine was. As JSON, to be read again.
+"""What was measured: numbers by name, one a round; shapes for pictures; what the machine was. Kept as JSON.
 
-Names go from the system to the quantity: `smtpraft.mail.4k.100.rate`, `postfix.hold.4k.100.p99_ms`, `floor.trip.p50_us`.
+Names go from the system to the quantity: `smtpraft.mail.4k.100.rate`, `floor.trip.p50_us`.
 """
 
 from __future__ import annotations

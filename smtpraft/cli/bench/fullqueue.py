@@ -66,7 +66,9 @@ def measure(plan: Plan) -> None:
             for number in range(plan.rounds + 1):
                 for name, running in (("full", big), ("short", small)):
                     cpu_s = cpu_seconds(running.pid)
-                    found = load.send_mail([running.smtp_port], "somebody@discard.example", 10, SIZES["4k"], seconds=RUN_S)
+                    found = load.send_mail(
+                        [running.smtp_port], "somebody@discard.example", 10, SIZES["4k"], seconds=RUN_S
+                    )
                     cpu_us = (cpu_seconds(running.pid) - cpu_s) / found.count * 1e6
                     if number:  # the first one warms up
                         plan.figures.add(f"queue.{name}.cpu_us", cpu_us)

@@ -99,7 +99,9 @@ def send_mail(
     return _run(SMTP, ports, commands, sessions, seconds, messages, anew=anew)
 
 
-def write_log(ports: Sequence[int], sessions: int, value_bytes: int, *, seconds: float = 0.0, messages: int = 0) -> Load:
+def write_log(
+    ports: Sequence[int], sessions: int, value_bytes: int, *, seconds: float = 0.0, messages: int = 0
+) -> Load:
     """Write values of `value_bytes` under keys of 16 to the nodes of `lognode`.
 
     Raises:

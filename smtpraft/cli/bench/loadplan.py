@@ -20,4 +20,4 @@ MESSAGES_MAX: Final = 100_000_000
 
 
 class LoadFailed(SmtpRaftError):
-    """A reply was not what it must be, none came, or a session broke: a figure taken here would be of something else."""
+    """A reply was not what it must be, none came, or a session broke: a figure would be of something else."""

@@ -43,7 +43,9 @@ class LogCluster:
         """
         self._directory.mkdir(exist_ok=True)
         package = str(Path(smtpraft.__file__).resolve().parent.parent)
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))}
+        environ = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+        }
         for plan in self._plans:
             with (self._directory / f"{plan['id']}.log").open("wb") as log:
                 command = [sys.executable, "-m", "smtpraft.cli.bench.lognode", json.dumps(plan)]

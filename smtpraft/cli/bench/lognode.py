@@ -3,8 +3,8 @@
     python -m smtpraft.cli.bench.lognode '{"id": "n1", "directory": …, "cluster": port, "client": port, "peers": {…}}'
 
 A client sends `length u32 | key 16 bytes | value`, big endian, one at a time, and gets `status u32 | index u64` once a
-majority has the write on disk. Status 0: stored; 1: not stored, or unknown. An empty message is answered with index 1 if
-the node leads, else 0. Loopback only.
+majority has the write on disk. Status 0: stored; 1: not stored, or unknown. An empty message is answered with index 1
+if the node leads, else 0. Loopback only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Map(MemoryMachine):
         return item.index
 
     def dump(self) -> bytes:
-        parts = []
+        parts: list[bytes] = []
         for key, value in self.values.items():
             parts += (_LENGTH.pack(len(value)), key, value)
         return b"".join(parts)
@@ -100,7 +100,6 @@ async def _serve(facts: dict[str, object]) -> None:
     ports = cast("dict[str, int]", facts["peers"])
     own = NodeId(str(facts["id"]))
     directory = Path(str(facts["directory"]))
-    directory.mkdir(parents=True, exist_ok=True)
     peers = {NodeId(node): Peer(NodeId(node), "127.0.0.1", port) for node, port in ports.items()}
     options = NodeOptions(
         own,
@@ -135,7 +134,9 @@ async def _serve(facts: dict[str, object]) -> None:
 def main() -> None:
     """Serve until SIGTERM."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(json.loads(sys.argv[1])))
+        facts = json.loads(sys.argv[1])
+        Path(facts["directory"]).mkdir(parents=True, exist_ok=True)
+        runner.run(_serve(facts))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def write(plan: Plan, name: str, cluster: LogCluster, clients: int, value_bytes:
 
 
 def measure(plan: Plan) -> None:
-    """Clients × sizes, once."""
+    """All numbers of clients with all sizes, once."""
     with plan.place("log") as place:
         cluster = LogCluster(place)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,7 +64,7 @@ def note(plan: Plan, name: str, case: Case, target: Target, seconds: float) -> L
 
 
 def measure(plan: Plan) -> None:
-    """The floor and one session beside it, round after round; then sessions × sizes over all nodes, once."""
+    """The floor and one session beside it, round after round; then all sessions with all sizes over all nodes, once."""
     if plan.target:
         _grid(plan, Given(plan.target))
         return
@@ -80,7 +80,7 @@ def measure(plan: Plan) -> None:
             changes = cluster.leader_changes()
             plan.figures.add("smtpraft.leader_changes", changes)
             if changes > 1:
-                plan.figures.warnings.append(f"{changes - 1} change(s) of leader without a fault while mail was measured")
+                plan.figures.warnings.append(f"{changes - 1} change(s) of leader without a fault during mail")
             cluster.end()
         finally:
             cluster.kill()
@@ -151,7 +151,7 @@ def in_turn(plan: Plan, targets: dict[str, NodesTarget]) -> None:
 class Given:
     """A cluster that somebody else started: only what a client sees is known of it."""
 
-    smtp_ports: tuple[int, ...] | list[int]
+    smtp_ports: Sequence[int]
 
     @property
     def name(self) -> str:
@@ -161,7 +161,7 @@ class Given:
     def recipient(self) -> str:
         return "somebody@discard.example"
 
-    def ports(self) -> tuple[int, ...] | list[int]:
+    def ports(self) -> Sequence[int]:
         return self.smtp_ports
 
     def cpu_s(self) -> dict[str, float]:
@@ -170,6 +170,3 @@ class Given:
     def wait_delivered(self) -> None:
         """Nobody knows: leave it some time."""
         time.sleep(0.5)
-
-
-Suite = Callable[[Plan], None]

@@ -45,6 +45,8 @@ _OF_SUITE: Final = {
     "drain": ("drain.",),
     "queue": ("queue.",),
 }
+NOT_ASKED: Final = "not asked for"
+WITH_PEERS: Final = "`make bench-peers` of a source tree measures this"
 _NO_SYNC: Final = ("tmpfs", "ramfs", "overlay on tmpfs")
 _RED, _GREEN, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
 
@@ -65,7 +67,7 @@ def bench(arguments: Namespace) -> int:
         directory=arguments.directory,
         target=_ports(arguments.target),
     )
-    figures.reasons |= {name: "`make bench-peers` of a source tree measures this" for name in _peer_names()}
+    figures.reasons |= dict.fromkeys(_peer_names(), WITH_PEERS)
     verdicts = [judge(row, figures) for row in rows()]
     if arguments.output:
         figures.dump(Path(arguments.output))
@@ -99,7 +101,10 @@ def run(
     Raises:
         CommandError: one failed.
     """
-    figures = Figures(reasons={prefix: "not asked for" for name, ps in _OF_SUITE.items() if name not in suites for prefix in ps})
+    figures = Figures()
+    for name, prefixes in _OF_SUITE.items():
+        if name not in suites:
+            figures.reasons |= dict.fromkeys(prefixes, NOT_ASKED)
     previous = signal.signal(signal.SIGTERM, _terminated)
     place = Path(tempfile.mkdtemp(prefix="smtpraft-bench-", dir=directory))
     place.chmod(0o755)
@@ -132,7 +137,7 @@ def facts(place: Path) -> dict[str, str]:
     return {
         "when": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "command": " ".join(["smtpraft", *sys.argv[1:]]),
-        "cpus": f"{os.cpu_count()} × {_processor()}",
+        "cpus": f"{os.cpu_count()}, {_processor()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30):.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "file system": _file_system(str(place)),
@@ -165,12 +170,13 @@ def show(figures: Figures, verdicts: Sequence[Verdict], style: str) -> None:
     shown = [
         (verdict.row.what, verdict.measured, verdict.target, verdict.word + (" +" if verdict.stretched else ""))
         for verdict in verdicts
+        if not verdict.reason.endswith((NOT_ASKED, WITH_PEERS))
     ]
     print_rows(("ROW", "MEASURED", "TARGET", ""), shown, style)
     words = [verdict.word for verdict in verdicts]
     print(
-        f"\n{words.count('PASS')} hold, {words.count('FAIL')} fail, {words.count('-')} not measured; "
-        "+ : beyond the target, as far as was hoped for"
+        f"\n{words.count('PASS')} hold, {words.count('FAIL')} fail; + : beyond the target, as far as was hoped for. "
+        f"{words.count('-')} of {len(words)} not measured"
     )
     for warning in figures.warnings:
         print(_coloured(f"! {warning}", _RED, colours))
@@ -178,7 +184,7 @@ def show(figures: Figures, verdicts: Sequence[Verdict], style: str) -> None:
 
 def grid_rows(figures: Figures) -> list[tuple[str, ...]]:
     """Return a line for each load of the grids."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for name in figures.values:
         if name.startswith("grid.") and name.endswith(".rate"):
             prefix = name.removesuffix(".rate")
@@ -208,7 +214,7 @@ def _ports(target: str | None) -> list[int]:
     for text in target.split(",") if target else []:
         host, _, port = text.rpartition(":")
         if host not in ("127.0.0.1", "localhost") or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise CommandError(Exit.USAGE, f"--target {text!r}: 127.0.0.1:PORT of a node's SMTP; the load stays on this machine")
+            raise CommandError(Exit.USAGE, f"--target {text!r}: give 127.0.0.1:PORT of SMTP on this machine")
         ports.append(int(port))
     return ports
 

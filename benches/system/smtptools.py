@@ -11,29 +11,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from .target import BenchFailed
+from smtpraft.cli.bench.load import SENDER
+from smtpraft.cli.bench.target import BenchFailed
 
-MESSAGE_BYTES: Final = 4096
-SENDER: Final = "bench@sender.example"
 RUN_TIMEOUT_S: Final = 300.0
 _START_S: Final = 5.0
 
 
 def why_not() -> str:
-    """Return why nothing can be measured here, "" if it can."""
+    """Return why there is no such program here, "" if there is."""
     missing = [name for name in ("smtp-source", "smtp-sink") if shutil.which(name) is None]
     return f"{' and '.join(missing)} missing: install Debian's postfix package" if missing else ""
 
 
-def source_command(port: int, recipient: str, sessions: int, messages: int) -> list[str]:
+def source_command(port: int, recipient: str, sessions: int, messages: int, size_bytes: int) -> list[str]:
     """Return the command that sends `messages` over `sessions` that stay open."""
     return [
-        *("smtp-source", "-d", "-s", str(sessions), "-m", str(messages), "-l", str(MESSAGE_BYTES)),
+        *("smtp-source", "-d", "-s", str(sessions), "-m", str(messages), "-l", str(size_bytes)),
         *("-f", SENDER, "-t", recipient, f"127.0.0.1:{port}"),
     ]
 
 
-def send(ports: Sequence[int], recipient: str, sessions: int, messages: int) -> float:
+def send(ports: Sequence[int], recipient: str, sessions: int, messages: int, size_bytes: int) -> float:
     """Send, sessions and messages split evenly over `ports`; return the seconds until the last 250.
 
     Raises:
@@ -41,7 +40,9 @@ def send(ports: Sequence[int], recipient: str, sessions: int, messages: int) -> 
     """
     assert sessions >= len(ports), "a port without a session"
     commands = [
-        source_command(port, recipient, _share(sessions, len(ports), place), _share(messages, len(ports), place))
+        source_command(
+            port, recipient, _share(sessions, len(ports), place), _share(messages, len(ports), place), size_bytes
+        )
         for place, port in enumerate(ports)
     ]
     started = time.perf_counter()
@@ -66,21 +67,26 @@ def sink(port: int) -> Iterator[None]:
     command = ["setpriv", "--pdeathsig", "KILL", "smtp-sink", *as_user, f"127.0.0.1:{port}", "1000"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_listening(port, process)
+        wait_listening(port, process, "smtp-sink", _START_S)
         yield
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_listening(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_S
+def wait_listening(port: int, process: subprocess.Popen[bytes], name: str, seconds: float) -> None:
+    """Return when somebody listens at `port`.
+
+    Raises:
+        BenchFailed: the process ended, or took too long.
+    """
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=_START_S).close()
+            socket.create_connection(("127.0.0.1", port), timeout=seconds).close()
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchFailed("smtp-sink did not start") from None
+                raise BenchFailed(f"{name} did not start") from None
             time.sleep(0.05)
         else:
             return
