@@ -63,6 +63,25 @@ def bench_leader_appends_a_batch(benchmark: BenchmarkFixture, half: ModuleType, 
     assert half.block_range(block) == (1, 1, BATCH, 1)
 
 
+def bench_leader_appends_one_to_a_long_log(benchmark: BenchmarkFixture, half: ModuleType) -> None:
+    """Without the making of a log; its bytes are forgotten as they come."""
+    [payload] = payloads(64, 1)
+    log = half.Log()
+
+    def append() -> None:
+        log.append(1, 7, 0, [payload])
+        log.evict(0)
+
+    grouped(benchmark, "leader: append 1 entry of 64 bytes to a long log")(append)
+    assert log.last_index > 0
+
+
+def bench_entries_are_encoded(benchmark: BenchmarkFixture, half: ModuleType) -> None:
+    batch = payloads(256)
+    block = grouped(benchmark, f"encode {BATCH} entries of 256 bytes")(half.encode_entries, 1, 1, 0, 0, batch)
+    assert half.block_range(block) == (1, 1, BATCH, 1)
+
+
 def bench_leader_appends_one(benchmark: BenchmarkFixture, half: ModuleType) -> None:
     batch = payloads(4096, 1)
 
@@ -158,7 +177,7 @@ def bench_small_frames(benchmark: BenchmarkFixture, half: ModuleType) -> None:
     assert len(grouped(benchmark, "frame: decode 50 small ones")(decoder.feed, stream)) == 50
 
 
-@pytest.mark.parametrize("voters", [3, 5])
+@pytest.mark.parametrize("voters", [3, 5, 7])
 def bench_quorum(benchmark: BenchmarkFixture, half: ModuleType, voters: int) -> None:
     matched = [1_000_000 + 7 * voter % 5 for voter in range(voters)]
     index = grouped(benchmark, f"quorum of {voters}")(half.quorum_index, matched)

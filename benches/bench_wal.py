@@ -86,6 +86,24 @@ def bench_write(benchmark: BenchmarkFixture, wal: Wal, size: int) -> None:
     benchmark.extra_info["rolls_without_spare"] = wal.stats.rolls_without_spare
 
 
+@pytest.mark.parametrize("size", SIZES)
+def bench_write_without_a_sync(benchmark: BenchmarkFixture, wal: Wal, size: int) -> None:
+    """What a batch costs before its sync: the same write into the page cache. Nothing of it survives power loss."""
+    benchmark.group = f"a batch of {size // 1024} KiB that is not synced"
+    log = Log()
+
+    def write() -> None:
+        block = log.append(1, 0, ENTRY_NORMAL, [bytes(4096 - 36)] * (size // 4096))
+        first = log.last_index - size // 4096 + 1
+        wal.write([block], first, log.last_index, None, False)
+        if wal.usage()[1] > 3 * SEGMENT_BYTES:
+            wal.compact(first - 1)
+            log.compact(first - 1)
+
+    benchmark(write)
+    assert wal.last_index == log.last_index
+
+
 class NoFile:
     """Takes everything and keeps nothing."""
 
