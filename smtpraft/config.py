@@ -82,6 +82,7 @@ class SmtpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections_per_client: int = 200
     max_received_headers: int = 100  # RFC 5321 §6.3
     relay_networks: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.0/8", "::1/128"])
+    proxy_protocol: list[str] = []  # networks of load balancers: their connections begin with a PROXY header
     local_domains: list[str] = []  # domains for which anybody may submit (they are delivered by `delivery.routes`)
     postmaster: str = ""  # where mail to a bare `postmaster` goes; empty: postmaster@hostname
     command_timeout_s: float = 300.0  # RFC 5321 §4.5.3.2.7
@@ -312,11 +313,15 @@ def _mail_problems(config: Config) -> Iterator[str]:
             "hostname",
             "must be the name this server says in its greeting and in EHLO",
         )
-    for network in config.smtp.relay_networks:
-        try:
-            ipaddress.ip_network(network)
-        except ValueError as error:
-            yield f"smtp.relay_networks: {error}; write it as in '10.0.0.0/8' or '2001:db8::/32'"
+    for key, networks in (
+        ("relay_networks", config.smtp.relay_networks),
+        ("proxy_protocol", config.smtp.proxy_protocol),
+    ):
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                yield f"smtp.{key}: {error}; write it as in '10.0.0.0/8' or '2001:db8::/32'"
     if config.smtp.max_inflight_bytes < config.smtp.max_message_bytes:
         yield _say(
             config,
@@ -359,6 +364,9 @@ def find_warnings(config: Config) -> Iterator[str]:
     for network in config.smtp.relay_networks:
         if ipaddress.ip_network(network).prefixlen == 0:
             yield f"smtp.relay_networks has {network}: anyone who can connect may relay through this server"
+    for network in config.smtp.proxy_protocol:
+        if ipaddress.ip_network(network).prefixlen == 0:
+            yield f"smtp.proxy_protocol has {network}: anyone who can connect may claim to be any client"
     for setting, path in (
         ("cluster.secret_file", config.cluster.secret_file),
         ("admin.token_file", config.admin.token_file),

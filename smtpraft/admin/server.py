@@ -130,6 +130,11 @@ class Admin:
         self._site = web.TCPSite(self._runner, self._address.host, self._address.port, reuse_address=True)
         await self._site.start()
 
+    def set_token(self, token: bytes) -> None:
+        """Ask for another token from now on. A node that asked for none goes on so, and the other way round."""
+        if bool(token) == bool(self._token):
+            self._token = token
+
     async def stop(self) -> None:
         """Close the listener and what is left of connections."""
         if self._runner is not None:

@@ -1,6 +1,7 @@
 """One node with all its parts: built, run together, drained in order.
 
-    start   node (recovers, takes part)  →  delivery  →  SMTP listens  →  admin listens
+    start   node (recovers, takes part)  →  delivery  →  SMTP listens  →  admin listens  →  READY to the service manager
+    SIGHUP  the settings are read again; what can change in a running node does
     stop    /readyz says 503  →  leadership handed over  →  SMTP and delivery drain  →  node leaves  →  exit 0
 
 A part that dies takes the node down, and the service manager brings it back clean. A deadline in a thread of its own
@@ -18,9 +19,10 @@ import os
 import random
 import secrets
 import signal
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -30,8 +32,12 @@ from prometheus_client import Metric
 from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
 from smtpraft.admin.server import Admin
 from smtpraft.admin.views import QUEUE_STATES
+from smtpraft.cli import logs
+from smtpraft.cli.configuration import read_secrets
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
+from smtpraft.cli.manager import START_STEP_S, ServiceManager
+from smtpraft.cli.reload import compare
 from smtpraft.cluster.addresses import parse_listen, parse_peers
 from smtpraft.cluster.joining import CannotJoin
 from smtpraft.cluster.node import Node
@@ -55,6 +61,7 @@ LINGER_S: Final = 1.0  # if all nodes stop at once, the others need us for a maj
 NODE_STOP_S: Final = 5.0
 SIGNAL_PAIR_S: Final = 0.5
 QUORUM_SAMPLE_S: Final = 0.1
+STATUS_S: Final = 1.0
 QUORUM_GRACE_S: Final = 3.0  # several elections long: a failover is waited out, a lost majority is not
 
 
@@ -97,12 +104,26 @@ class _LeaseHolder:
 class Daemon:
     """The parts of one node and their life."""
 
-    def __init__(self, config: Config, secret: bytes | None, token: bytes) -> None:
+    def __init__(
+        self,
+        config: Config,
+        secret: bytes | None,
+        token: bytes,
+        *,
+        manager: ServiceManager,
+        sockets: Sequence[socket.socket] = (),
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
+        """`sockets`: SMTP listeners of the service manager. `reread` loads the settings again, for SIGHUP."""
         self.config = config
+        self._manager = manager
+        self._sockets = sockets
+        self._reread = reread
         self._secret = secret
         self._token = token
         self._stop = asyncio.Event()
         self._signals = 0
+        self._serving = False
         self._signalled_at: float | None = None
         self._quorum_seen_at = -QUORUM_GRACE_S
         self._delivery_error: asyncio.Future[BaseException]
@@ -117,11 +138,12 @@ class Daemon:
         self._delivery_error = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._build()
         try:
             async with contextlib.AsyncExitStack() as parts:
                 try:
-                    await self._start(parts)
+                    await self._start_in_time(parts)
                     gc.collect()
                     gc.freeze()  # what is here now stays: later collections need not look at it
                     await self._run_until_stopped()
@@ -135,19 +157,40 @@ class Daemon:
         log.info("ended node=%s", self.config.node.id)
         return Exit.OK
 
+    async def _start_in_time(self, parts: contextlib.AsyncExitStack) -> None:
+        """Start, and ask the service manager for patience as long as the loop runs: a log may be long."""
+        patience = asyncio.create_task(self._ask_for_patience(), name="patience")
+        try:
+            await self._start(parts)
+        finally:
+            patience.cancel()
+        if not self._stop.is_set():
+            self._manager.ready()
+
+    async def _ask_for_patience(self) -> None:
+        while True:
+            self._manager.starting()
+            await asyncio.sleep(START_STEP_S)
+
     async def _run_until_stopped(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(self._watch_node(), name="node-watch"),
                 tasks.create_task(self._watch_quorum(), name="quorum-watch"),
                 tasks.create_task(self._watch_delivery(), name="delivery-watch"),
+                tasks.create_task(self._tell_status(), name="status"),
             ]
+            watchdog = None
+            if self._manager.watchdog_interval_s:
+                watchdog = tasks.create_task(self._feed_watchdog(), name="watchdog")
             await self._stop.wait()
             log.info("stopping")
             self._arm_deadline(Exit.OK)
             for watcher in watchers:
                 watcher.cancel()
             await self._drain()
+            if watchdog is not None:
+                watchdog.cancel()
 
     # ---- build and start ----
 
@@ -167,7 +210,9 @@ class Daemon:
             self.machine.read_entry = self.node.read_entry_blocking
             self.client = SpoolClient(self.node, self.machine)
             self.keys = KeyValues(self.node, self.machine)
-            self.smtp = SmtpServer(config.smtp, accept=self.client.accept, ready=self._ready, full=self._full)
+            self.smtp = SmtpServer(
+                config.smtp, accept=self.client.accept, ready=self._ready, full=self._full, sockets=self._sockets
+            )
             self.delivery = Delivery(
                 config.delivery,
                 client=self.client,
@@ -214,6 +259,7 @@ class Daemon:
             ",".join(f"{host}:{port}" for host, port in self.smtp.addresses),
             *self.admin.address,
         )
+        self._serving = True
 
     # ---- run ----
 
@@ -237,6 +283,20 @@ class Daemon:
             if self.node.has_quorum():
                 self._quorum_seen_at = loop.time()
             await asyncio.sleep(QUORUM_SAMPLE_S)
+
+    async def _tell_status(self) -> None:
+        while True:
+            status = self.node.status()
+            leader = "leads" if status.leader_id == status.node_id else f"follows {status.leader_id or 'nobody yet'}"
+            queued = self.client.counts()["messages"]
+            self._manager.status(f"{leader}, term {status.term}, {queued} messages queued")
+            await asyncio.sleep(STATUS_S)
+
+    async def _feed_watchdog(self) -> None:
+        """From the loop, and from nowhere else: that it comes at all is the message."""
+        while True:
+            self._manager.alive()
+            await asyncio.sleep(self._manager.watchdog_interval_s)
 
     def _full(self) -> bool:
         """Is there too little room on the disk to take on a message?"""
@@ -269,7 +329,37 @@ class Daemon:
             logging.shutdown()
             os._exit(128 + number)
         log.info("signal=%s", signal.Signals(number).name)
+        self._manager.stopping()
+        if not self._serving:
+            self._arm_deadline(Exit.OK)  # the start must come to its end first, or to this
         self._stop.set()
+
+    def _reload(self) -> None:
+        """Blocks the loop for a moment: three small files are read."""
+        if self._reread is None or not self._serving or self._stop.is_set():
+            log.warning("signal=SIGHUP: nothing is reloaded while the node starts or stops")
+            return
+        self._manager.reloading()
+        try:
+            change = compare(self.config, self._reread())
+            _, token = read_secrets(change.merged)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("not reloaded: %s", problem)
+            self._manager.ready()
+            self._manager.status("the settings cannot be used and were not reloaded; see the log")
+            return
+        self.config = change.merged
+        if any(name.startswith("smtp.") for name in change.live):
+            self.smtp.configure(self.config.smtp)
+        if "log.format" in change.live:
+            logs.configure(self.config.log.level, self.config.log.format)
+        logs.set_level(self.config.log.level)
+        self.admin.set_token(token)
+        log.info("reloaded changed=%s", ",".join(change.live) or "nothing")
+        if change.waiting:
+            log.warning("these settings wait for a restart: %s", ", ".join(change.waiting))
+        self._manager.ready()
 
     def _arm_deadline(self, status: Exit) -> None:
         def end() -> None:

@@ -23,18 +23,30 @@ _QUIET: Final = ("asyncio", "aiohttp", "mail.log")  # libraries: only what deser
 
 
 def configure(level: str, style: str) -> None:
-    """Send every record to stderr in `style`, `text` or `json`."""
-    handler = BackgroundHandler(sys.stderr.fileno())
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    """Send every record to stderr in `style`, `text` or `json`. May be called again."""
     root = logging.getLogger()
+    ours = [known for known in root.handlers if isinstance(known, BackgroundHandler)]
+    handler = ours[0] if ours else BackgroundHandler(sys.stderr.fileno())
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[level])
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+    set_level(level)
     logging.captureWarnings(True)
     # No line of ours says where in the code it was written, or by which process: do not find that out for each.
     logging._srcfile = None
     logging.logProcesses = logging.logMultiprocessing = False
+
+
+def set_level(level: str) -> None:
+    """Say no less than `level` from now on, and of libraries no less than warnings."""
+    logging.getLogger().setLevel(_LEVELS[level])
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+
+
+def level_now() -> str:
+    """Return the level that is in force."""
+    now = logging.getLogger().level
+    return next(name for name, number in _LEVELS.items() if number == now)
 
 
 class BackgroundHandler(logging.Handler):

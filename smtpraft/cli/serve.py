@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import json
 import logging
+import os
 import resource
 from collections.abc import Callable
 from typing import Final
@@ -15,7 +16,8 @@ from smtpraft.cli import logs
 from smtpraft.cli.configuration import load_or_fail, read_secrets
 from smtpraft.cli.daemon import Daemon
 from smtpraft.cli.exits import CommandError, Exit
-from smtpraft.cli.settings import JOIN_VARIABLE
+from smtpraft.cli.manager import ServiceManager, inherited_sockets
+from smtpraft.cli.settings import JOIN_VARIABLE, load
 from smtpraft.config import Config, ConfigError
 from smtpraft.fastlog import COMPILED
 
@@ -32,13 +34,16 @@ def serve(path: str | None, join: str | None = None) -> int:
     """
     if not __debug__:
         raise CommandError(Exit.CONFIG, "python -O removes the assertions that guard the queue: start without -O")
-    loaded = load_or_fail(path, {} if join is None else {JOIN_VARIABLE: json.dumps(join.split(","))})
+    override = {} if join is None else {JOIN_VARIABLE: json.dumps(join.split(","))}
+    loaded = load_or_fail(path, override)
     logs.configure(loaded.config.log.level, loaded.config.log.format)
     faulthandler.enable()
+    manager = ServiceManager()
     _raise_open_files()
     try:
         secret, token = read_secrets(loaded.config)
         loop_factory = _loop_factory(loaded.config)
+        sockets = inherited_sockets()
     except ConfigError as error:
         raise CommandError(Exit.CONFIG, *error.problems) from None
     log.info(
@@ -53,7 +58,16 @@ def serve(path: str | None, join: str | None = None) -> int:
         log.warning("%s", warning)
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(Daemon(loaded.config, secret, token).run())
+            return runner.run(
+                Daemon(
+                    loaded.config,
+                    secret,
+                    token,
+                    manager=manager,
+                    sockets=sockets,
+                    reread=lambda: load(path, os.environ | override).config,
+                ).run()
+            )
     except CommandError as error:
         for line in error.lines:
             log.error("%s", line)

@@ -12,11 +12,13 @@ Drain before the node stops: the messages under way still need their commits.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import secrets
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from smtpraft.config import SmtpSettings, parse_address
@@ -24,6 +26,7 @@ from smtpraft.smtp.connection import Client, Connection
 from smtpraft.smtp.handler import AcceptMail, MailHandler
 from smtpraft.smtp.memory import MemoryBudget
 from smtpraft.smtp.policy import RelayPolicy, client_address, client_key
+from smtpraft.smtp.proxy import Peer, ProxyGate
 from smtpraft.smtp.session import SmtpSession
 from smtpraft.smtp.statistics import SmtpStatistics
 
@@ -47,16 +50,39 @@ class SmtpServer:
         full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
         instance: str = "",
+        sockets: Sequence[socket.socket] = (),
     ) -> None:
         """`ready` says whether a message could be committed now; MAIL is answered 451 while it does not.
         `full` says whether there is too little room on the disk to take one: 452 while it does.
 
         `instance` begins the transaction ids of `Received:` lines; empty: random. `clock` dates these lines, no more.
+        `sockets` are listeners that are open already; with them `settings.listen` is not opened.
         """
-        self.settings = settings
         self.statistics = SmtpStatistics()
         self.memory = MemoryBudget(settings.max_inflight_bytes)
         self.draining = False
+        self._accept = accept
+        self._ready = ready
+        self._full = full
+        self._clock = clock
+        self._instance = instance or secrets.token_hex(4)
+        self._sockets = sockets
+        self._listeners: list[asyncio.Server] = []
+        self._sessions: dict[Connection, int] = {}
+        self._gates: set[ProxyGate] = set()
+        self._proxied: dict[Connection, Peer] = {}  # from the making of a session to its admission
+        self._per_client: Counter[int] = Counter()
+        self._all_over = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+        self.configure(settings)
+
+    def configure(self, settings: SmtpSettings) -> None:
+        """Take new settings for the sessions that begin from now on; what sessions have begun ends as it began.
+
+        `listen` and `max_inflight_bytes` are as they were at the start, until the next one.
+        """
+        self.settings = settings
+        self._balancers = [ipaddress.ip_network(text) for text in settings.proxy_protocol]
         self._policy = RelayPolicy(
             hostname=settings.hostname,
             relay_networks=settings.relay_networks,
@@ -66,12 +92,12 @@ class SmtpServer:
         self.handler = MailHandler(
             settings,
             policy=self._policy,
-            accept=accept,
-            ready=ready,
-            full=full,
+            accept=self._accept,
+            ready=self._ready,
+            full=self._full,
             statistics=self.statistics,
-            clock=clock,
-            instance=instance or secrets.token_hex(4),
+            clock=self._clock,
+            instance=self._instance,
         )
         self.hooks: dict[str, Any] = {
             "MAIL": self.handler.handle_MAIL,
@@ -84,11 +110,6 @@ class SmtpServer:
         self.ehlo_reply = (
             b"250-%b\r\n250-PIPELINING\r\n250-SIZE %d\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n"
         ) % (hostname, settings.max_message_bytes)
-        self._listeners: list[asyncio.Server] = []
-        self._sessions: dict[Connection, int] = {}
-        self._per_client: Counter[int] = Counter()
-        self._all_over = asyncio.Event()
-        self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -101,13 +122,15 @@ class SmtpServer:
         Raises:
             OSError: an address cannot be bound; none is then.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         try:
-            for text in self.settings.listen:
+            for listening in self._sockets:
+                self._listeners.append(await loop.create_server(self._meet, sock=listening, backlog=BACKLOG))
+            for text in () if self._sockets else self.settings.listen:
                 address = parse_address(text)
                 self._listeners.append(
                     await loop.create_server(
-                        lambda: SmtpSession(self, loop), address.host, address.port, reuse_address=True, backlog=BACKLOG
+                        self._meet, address.host, address.port, reuse_address=True, backlog=BACKLOG
                     )
                 )
         except BaseException:
@@ -120,6 +143,8 @@ class SmtpServer:
         """Listen no more, part with idle clients, wait up to `timeout_s` until the messages under way are answered."""
         self.draining = True
         self._close_listeners()
+        for gate in list(self._gates):
+            gate.abort()
         for session in list(self._sessions):
             session.drain()
         if not self._sessions:
@@ -135,6 +160,8 @@ class SmtpServer:
         """Cut every connection. What was handed over and is not yet answered stays unanswered."""
         self.draining = True
         self._close_listeners()
+        for gate in list(self._gates):
+            gate.abort()
         tasks = [session.task for session in self._sessions if session.task is not None]
         for session in list(self._sessions):
             session.abort()
@@ -153,6 +180,7 @@ class SmtpServer:
         """Take the connection in, or return the reply that turns it away."""
         statistics = self.statistics
         settings = self.settings
+        peer = self._proxied.pop(session, peer)
         statistics.connections_total += 1
         address = client_address(peer[0]) if peer else None
         key = client_key(address)
@@ -181,6 +209,23 @@ class SmtpServer:
         self.statistics.connections_denied[reason] += 1
         self.statistics.messages_rejected["connect", 421] += 1
         return reply
+
+    def _meet(self) -> asyncio.BaseProtocol:
+        """Return what the next connection talks to first."""
+        if self._balancers:
+            return ProxyGate(self._loop, self._is_balancer, self._session_of, self._gates)
+        return SmtpSession(self, self._loop)
+
+    def _is_balancer(self, peer: Peer) -> bool:
+        address = client_address(peer[0])
+        return address is not None and any(address in network for network in self._balancers)
+
+    def _session_of(self, peer: Peer | None) -> asyncio.BaseProtocol:
+        """Return a session with `peer`, or, if None, with who is at the other end of the connection."""
+        session = SmtpSession(self, self._loop)
+        if peer is not None:
+            self._proxied[session] = peer
+        return session
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
