@@ -1,4 +1,4 @@
-# make demo | test | test-faults | simulate | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | test-ops | simulate | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults simulate bench bench-peers lint clean
+.PHONY: demo test test-faults test-ops simulate bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -31,6 +31,10 @@ test-faults: .venv/.test
 		|| { apt-get update -qq && apt-get install -qq -y strace e2fsprogs util-linux >/dev/null; }
 	@$(BIN)/python -m pytest -m "fault and (privileged or not slow)" tests/fault/test_disk_room.py \
 		tests/fault/test_cluster_disks.py $(ARGS)
+
+# Beside real nodes: Prometheus, Chromium, checkers of others. On Debian: apt-get install prometheus chromium
+test-ops: .venv/.ops
+	@$(BIN)/python -m pytest -m ops tests/ops $(ARGS)
 
 # Fresh seeds for some minutes, then the planted bugs, with their table in docs/reliability.md: half an hour and more.
 simulate: .venv/.test
@@ -70,7 +74,7 @@ lint: .venv/.lint
 	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
 	@touch $@
 
-.venv/.test .venv/.bench .venv/.peers .venv/.lint: .venv/.%: .venv/.run
+.venv/.test .venv/.bench .venv/.peers .venv/.lint .venv/.ops: .venv/.%: .venv/.run
 	@echo "venv: what $* needs"
 	@$(BIN)/python -m pip install -qq --group $*
 	@touch $@

@@ -42,6 +42,7 @@ def _room(data_dir: str) -> Iterable[Metric]:
         with contextlib.suppress(OSError):  # a disk that cannot even say this is told of elsewhere
             facts = os.statvfs(data_dir)
             yield gauge("disk_free_bytes", "Room for the data directory.", facts.f_bavail * facts.f_frsize)
+            yield gauge("disk_size_bytes", "Size of its file system.", facts.f_blocks * facts.f_frsize)
             yield gauge("disk_free_inodes", "Files that it may have more.", facts.f_favail)
 
 
@@ -74,7 +75,6 @@ def build_info(compiled: bool, loop: str) -> Metric:
 def raft_metrics(status: NodeStatus) -> list[Metric]:
     """Return what the consensus of this node says."""
     peers = status.peers
-    trips = {str(peer.id): peer.round_trip_ms / 1000 for peer in peers if peer.round_trip_ms is not None}
     matches = {str(peer.id): float(peer.match_index) for peer in peers if peer.match_index is not None}
     return [
         gauge("raft_has_leader", "Is a leader known?", bool(status.leader_id)),
@@ -90,6 +90,7 @@ def raft_metrics(status: NodeStatus) -> list[Metric]:
         gauge("raft_commit_index", "Last committed index.", status.commit_index),
         gauge("raft_last_applied_index", "Last index applied to the spool.", status.applied_index),
         gauge("raft_last_written_index", "Last index synced to this node's disk.", status.durable_index),
+        gauge("raft_snapshot_index", "Up to here the log was cut; the spool has what it said.", status.first_index - 1),
         gauge("raft_last_index", "Last index in the log.", status.last_index),
         gauge("raft_first_index", "First index still in the log.", status.first_index),
         counter("raft_proposals_committed", "Entries committed, as this node knows.", status.commit_index),
@@ -100,7 +101,6 @@ def raft_metrics(status: NodeStatus) -> list[Metric]:
         gauge("raft_log_cached_bytes", "Bytes of the log in memory.", status.log_cached_bytes),
         labelled("raft_peer_match_index", "Last index known to be on a peer (leader).", "peer", matches),
         gauge("network_active_peers", "Peers this node can reach.", sum(peer.reachable for peer in peers)),
-        labelled("network_peer_round_trip_time_seconds", "Heartbeat round trip.", "peer", trips),
         gauge("leases_held", "Does this node hold its lease?", status.lease_held),
     ]
 

@@ -314,7 +314,7 @@ class Daemon:
         yield from node_metrics(self.node)
         yield from queue_metrics(self.client.counts(), QUEUE_STATES)
         yield from smtp_metrics(self.smtp.statistics)
-        yield from delivery_metrics(self.delivery.metrics)
+        yield from delivery_metrics(self.delivery.metrics, self.delivery.destinations)
 
     # ---- stop ----
 

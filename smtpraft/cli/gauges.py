@@ -10,7 +10,9 @@ from prometheus_client.utils import floatToGoString
 
 from smtpraft.admin.metrics import counter, gauge, labelled
 from smtpraft.cluster.commits import COMMIT_BUCKETS_S
+from smtpraft.cluster.durations import Durations
 from smtpraft.cluster.node import Node
+from smtpraft.delivery.destination import DestinationQueue
 from smtpraft.delivery.metrics import DeliveryMetrics
 from smtpraft.smtp.statistics import SmtpStatistics
 from smtpraft.storage.stats import BATCH_BUCKETS, SYNC_BUCKETS_S, WalStats
@@ -21,6 +23,11 @@ def histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[in
     family = HistogramMetricFamily(f"smtpraft_{name}", text)
     family.add_metric([], _buckets(bounds, counts), total)
     return family
+
+
+def durations(name: str, text: str, times: Durations) -> Metric:
+    """Return a histogram of seconds."""
+    return histogram(name, text, times.bounds, times.counts, times.seconds)
 
 
 def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
@@ -51,7 +58,32 @@ def node_metrics(node: Node) -> Iterable[Metric]:
         "raft_commit_duration_seconds", "Proposal to answer.", COMMIT_BUCKETS_S, times.counts, times.seconds
     )
     yield counter("raft_proposals_failed", "Proposals of this node not applied, or unknown.", node.proposals_failed)
+    yield gauge(
+        "raft_leader_last_contact_seconds",
+        "Since the leader was heard of; on the leader: since a majority was.",
+        node.leader_contact_s(),
+    )
+    beats = node.heartbeats
+    yield counter("raft_heartbeat_send_failures", "Heartbeats that found no connection (leader).", beats.unsent)
+    trips = HistogramMetricFamily(
+        "smtpraft_network_peer_round_trip_time_seconds", "Heartbeats to a peer and back (leader).", labels=["peer"]
+    )
+    for peer, times_of in beats.round_trips.items():
+        trips.add_metric([str(peer)], _buckets(times_of.bounds, times_of.counts), times_of.seconds)
+    yield trips
+    yield counter(
+        "leases_taken_over",
+        "Leases of other nodes that ended: live nodes took their messages over.",
+        beats.sessions_ended,
+    )
+    texts = {"save": "Copies of the state made here.", "send": "Snapshots sent.", "receive": "Snapshots received."}
+    for kind, spent in node.snapshot_times().items():
+        yield durations(f"snapshot_{kind}_duration_seconds", texts[kind], spent)
     traffic = node.traffic()
+    linked = {str(peer): float(stats.connected) for peer, stats in traffic.items()}
+    again = {str(peer): float(stats.reconnects) for peer, stats in traffic.items()}
+    yield labelled("network_peer_connected", "Do the connections to a peer stand?", "peer", linked)
+    yield labelled("network_peer_reconnects", "Connections to a peer made anew.", "peer", again, counts=True)
     sent = {str(peer): float(stats.sent_bytes) for peer, stats in traffic.items()}
     received = {str(peer): float(stats.received_bytes) for peer, stats in traffic.items()}
     unsent = {str(peer): float(stats.unsent_frames) for peer, stats in traffic.items()}
@@ -64,10 +96,14 @@ def node_metrics(node: Node) -> Iterable[Metric]:
 def smtp_metrics(statistics: SmtpStatistics) -> Iterable[Metric]:
     """Yield what the SMTP side has seen."""
     yield gauge("smtp_connections", "Open connections.", statistics.connections)
-    yield counter("smtp_connections", "Connections since the start.", statistics.connections_total)
+    listeners = {text: float(count) for text, count in statistics.connections_by_listener.items()}
+    yield labelled("smtp_connections", "Connections since the start.", "listener", listeners, counts=True)
     denied = {reason: float(count) for reason, count in statistics.connections_denied.items()}
     yield labelled("smtp_connections_denied", "Connections turned away.", "reason", denied, counts=True)
-    yield counter("messages_received", "Messages answered with 250.", statistics.messages_received)
+    received = {text: float(count) for text, count in statistics.received_by_listener.items()}
+    yield labelled("messages_received", "Messages answered with 250.", "listener", received, counts=True)
+    yield counter("recipients_received", "Their recipients.", statistics.recipients_received)
+    yield counter("smtp_clients_gone", "Messages queued whose client left before the 250.", statistics.clients_gone)
     yield counter("messages_received_bytes", "Their bytes.", statistics.bytes_received)
     rejected = CounterMetricFamily("smtpraft_messages_rejected", "Refusals.", labels=["stage", "code"])
     for (stage, code), count in statistics.messages_rejected.items():
@@ -80,7 +116,7 @@ def smtp_metrics(statistics: SmtpStatistics) -> Iterable[Metric]:
     yield histogram("message_size_bytes", "Sizes of messages.", sizes.bounds, sizes.counts, sizes.sum)
 
 
-def delivery_metrics(metrics: DeliveryMetrics) -> Iterable[Metric]:
+def delivery_metrics(metrics: DeliveryMetrics, destinations: Sequence[DestinationQueue]) -> Iterable[Metric]:
     """Yield what this node has delivered."""
     results = {result: float(count) for result, count in metrics.recipients.items()}
     yield labelled("deliveries", "Recipients by the result of an attempt.", "result", results, counts=True)
@@ -88,6 +124,8 @@ def delivery_metrics(metrics: DeliveryMetrics) -> Iterable[Metric]:
     for transport, times in metrics.duration_s.items():
         durations.add_metric([transport], _buckets(times.bounds, times.counts), times.total)
     yield durations
+    down = sum(queue.outage is not None for queue in destinations)
+    yield gauge("delivery_destinations_down", "Destinations that take no connection now.", down)
     yield counter("delivery_bounces", "Notifications proposed.", metrics.bounces)
     yield counter("delivery_dead_letters", "Failures that nobody could be told of.", metrics.dead_letters)
     yield counter("delivery_abandoned", "Attempts broken off because the lease ended.", metrics.abandoned)

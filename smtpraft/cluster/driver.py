@@ -476,7 +476,7 @@ class Driver:
             now = monotonic()
             may_grant = self.core.applied_index >= self._leader_started_index
             frame = self.heartbeats.encode(message, now, self._retain_index(), may_grant)
-            self.transport.send_control(message.to, frame)
+            self.heartbeats.unsent += not self.transport.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
             frame = self.heartbeats.encode_response(
                 message, monotonic(), self.applier.applied_index, self.disk.report()

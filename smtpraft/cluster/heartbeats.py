@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from smtpraft import fastlog
+from smtpraft.cluster.durations import ROUND_TRIP_BUCKETS_S, Durations
 from smtpraft.cluster.lease import LeaseGranter, LeaseHolder
 from smtpraft.consensus.messages import ConfState, Message, MessageType
 from smtpraft.errors import Fatal
@@ -41,8 +42,13 @@ class Heartbeats:
         self._digest_at = digest_at
         self.holder = LeaseHolder(lease_s)
         self.granter: LeaseGranter | None = None
-        self.sessions: dict[NodeId, int] = {}
-        """Every node's open session as far as this node has applied the log."""
+        self._sessions: dict[NodeId, int] = {}
+        self.sessions_ended = 0
+        """Sessions of other nodes that ended since the start: live nodes took over what those owned."""
+        self.unsent = 0
+        """Heartbeats that could not be sent."""
+        self.round_trips: dict[NodeId, Durations] = {}
+        """As leader: of each peer's heartbeats."""
         self.digest: tuple[int, int] = (0, 0)
         self.retain_index = 0
         """As follower: below this no node that the leader hears of needs the log."""
@@ -53,6 +59,17 @@ class Heartbeats:
         self._contact_at: dict[NodeId, float] = {}
         self._sent_us: dict[NodeId, int] = {}
         self.leader_contact_at = 0.0
+
+    @property
+    def sessions(self) -> dict[NodeId, int]:
+        """Every node's open session as far as this node has applied the log."""
+        return self._sessions
+
+    @sessions.setter
+    def sessions(self, sessions: dict[NodeId, int]) -> None:
+        gone = self._sessions.keys() - sessions.keys()
+        self.sessions_ended += len(gone - {self._me})
+        self._sessions = sessions
 
     def lead(self, now: float) -> None:
         """This node has become leader."""
@@ -146,6 +163,9 @@ class Heartbeats:
             self.granter.asked(sender, nonce)
             sent_at = sent_us / 1e6
             self.round_trip_s[sender] = now - sent_at
+            if (trips := self.round_trips.get(sender)) is None:
+                trips = self.round_trips[sender] = Durations(ROUND_TRIP_BUCKETS_S)
+            trips.add(now - sent_at)
             self._contact_at[sender] = max(self._contact_at.get(sender, 0.0), min(sent_at, now))
             self.applied[sender] = applied_index
             self.disk_lag_ms[sender] = disk & ~NO_ROOM_BIT

@@ -18,6 +18,8 @@ from smtpraft.cluster.asking import Answer, encode_answer
 from smtpraft.cluster.changes import Changes, role_of
 from smtpraft.cluster.commits import CommitTimes
 from smtpraft.cluster.driver import Driver
+from smtpraft.cluster.durations import Durations
+from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
 from smtpraft.cluster.machine import StateMachine
@@ -58,6 +60,7 @@ class Node:
         self._wal: Wal | None = None
         self._driver: Driver
         self._started = False
+        self._started_at = monotonic()
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
@@ -379,6 +382,22 @@ class Node:
     def wal_usage(self) -> tuple[int, int]:
         """Return how many files of the log are in use, and their bytes."""
         return self._driver.wal.usage()
+
+    @property
+    def heartbeats(self) -> Heartbeats:
+        """The heartbeat side: counters and times for metrics."""
+        return self._driver.heartbeats
+
+    def snapshot_times(self) -> dict[str, Durations]:
+        """Return how long snapshots took to `save`, `send` and `receive`."""
+        return self._driver.snapshots.times()
+
+    def leader_contact_s(self) -> float:
+        """Return for how long this node has had no contact with its leader; as leader, with a majority."""
+        now = monotonic()
+        beats = self._driver.heartbeats
+        contact_at = beats.quorum_contact_at(now) if self.is_leader else beats.leader_contact_at
+        return max(0.0, now - max(contact_at, self._started_at))
 
     @property
     def proposals_failed(self) -> int:

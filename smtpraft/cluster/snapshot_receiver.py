@@ -11,8 +11,10 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from time import monotonic
 from typing import Final, TypeVar
 
+from smtpraft.cluster.durations import SNAPSHOT_BUCKETS_S, Durations
 from smtpraft.cluster.snapshot_files import NO_SPACE, Part, SnapshotBroken, SnapshotFiles
 from smtpraft.cluster.snapshot_format import (
     CHUNK_BYTES_MAX,
@@ -63,6 +65,8 @@ class SnapshotReceiver:
         self._term = 0
         self._task: asyncio.Task[None] | None = None
         self.received_bytes = 0
+        self.times = Durations(SNAPSHOT_BUCKETS_S)
+        self._began = 0.0
 
     def start(self) -> None:
         """Begin to take frames."""
@@ -123,6 +127,7 @@ class SnapshotReceiver:
         await self._drop(discard=False)
         self._part = await self._on_disk(self._files.begin, info)
         self._term = term
+        self._began = monotonic()
         log.info(
             "receiving a snapshot peer=%s index=%d term=%d bytes=%d from_byte=%d",
             peer,
@@ -150,6 +155,7 @@ class SnapshotReceiver:
             return
         self._part = None
         await self._on_disk(self._files.finish, part)
+        self.times.add(monotonic() - self._began)
         log.info("received a snapshot peer=%s index=%d bytes=%d", peer, part.info.index, part.info.size_bytes)
         self._complete(peer, self._term, part.info)
         self._answer(peer, Have(id, part.offset, HaveState.DONE))

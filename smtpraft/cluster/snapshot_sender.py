@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, Protocol
 
+from smtpraft.cluster.durations import SNAPSHOT_BUCKETS_S, Durations
 from smtpraft.cluster.snapshot_format import Have, HaveState, SnapshotInfo, encode_begin, encode_chunk
 from smtpraft.fastlog import crc32c
 from smtpraft.types import NodeId
@@ -106,6 +107,7 @@ class SnapshotSender:
         self._failures: dict[NodeId, int] = {}
         self.sent_bytes = 0
         self.sent_count = 0
+        self.times = Durations(SNAPSHOT_BUCKETS_S)
 
     def progress(self, peer: NodeId) -> tuple[int, int] | None:
         """Return (bytes that `peer` has, bytes there are) of the transfer to it, None if there is none."""
@@ -177,6 +179,7 @@ class SnapshotSender:
         self._failures[peer] = 0 if not ended else failures + 1
         if not ended:
             self.sent_count += 1
+            self.times.add(monotonic() - began)
             log.info(
                 "snapshot sent peer=%s index=%d bytes=%d seconds=%.1f",
                 peer,

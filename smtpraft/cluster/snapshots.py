@@ -31,6 +31,7 @@ from typing import Final, Protocol
 
 from smtpraft import fastlog
 from smtpraft.cluster.applier import Applier
+from smtpraft.cluster.durations import SNAPSHOT_BUCKETS_S, Durations
 from smtpraft.cluster.handshake import Channel
 from smtpraft.cluster.machine import Applied, StateMachine
 from smtpraft.cluster.sessions import Sessions
@@ -174,6 +175,7 @@ class Snapshots:
             on_failure=self._on_failure,
         )
         self.installed_count = 0
+        self.made = Durations(SNAPSHOT_BUCKETS_S)
 
     def start(self, core: RawNode, transport: Transport) -> None:
         """Begin to take part."""
@@ -190,6 +192,10 @@ class Snapshots:
         # A copy in the making is short work next to a restart; there is no safe way to break into SQLite's.
         await asyncio.to_thread(self._maker.shutdown, wait=True, cancel_futures=True)
         await asyncio.to_thread(self._disk.shutdown, wait=True)
+
+    def times(self) -> dict[str, Durations]:
+        """Return how long snapshots took to `save` here, to `send`, to `receive`."""
+        return {"save": self.made, "send": self.sender.times, "receive": self._receiver.times}
 
     # ---- for the compaction -----------------------------------------------------------------------------------------
 
@@ -316,6 +322,7 @@ class Snapshots:
                 sha256,
                 created_ms=int(time.time() * 1000),
             )
+            self.made.add(monotonic() - began)
             log.info("snapshot made index=%d bytes=%d seconds=%.2f", info.index, size_bytes, monotonic() - began)
             return Copy(info, path, used_at=monotonic())
 

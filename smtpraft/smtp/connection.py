@@ -99,6 +99,8 @@ class Connection(SMTP):
     session: Client
     envelope: Transaction
     transport: asyncio.Transport | None
+    listener = ""
+    """Which of `smtp.listen` the client came to."""
 
     def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
         # Not super().__init__: it inspects every member of the handler and of itself, for each connection.

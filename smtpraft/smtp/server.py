@@ -19,9 +19,10 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
-from smtpraft.config import SmtpSettings, parse_address
+from smtpraft.config import Address, SmtpSettings, parse_address
 from smtpraft.smtp.connection import Client, Connection
 from smtpraft.smtp.handler import AcceptMail, MailHandler
 from smtpraft.smtp.memory import MemoryBudget
@@ -59,6 +60,8 @@ class SmtpServer:
         `sockets` are listeners that are open already; with them `settings.listen` is not opened.
         """
         self.statistics = SmtpStatistics()
+        for text in [_name_of(listening) for listening in sockets] or settings.listen:
+            self.statistics.connections_by_listener[text] = self.statistics.received_by_listener[text] = 0
         self.memory = MemoryBudget(settings.max_inflight_bytes)
         self.draining = False
         self._accept = accept
@@ -125,12 +128,17 @@ class SmtpServer:
         self._loop = loop = asyncio.get_running_loop()
         try:
             for listening in self._sockets:
-                self._listeners.append(await loop.create_server(self._meet, sock=listening, backlog=BACKLOG))
+                met = partial(self._meet, _name_of(listening))
+                self._listeners.append(await loop.create_server(met, sock=listening, backlog=BACKLOG))
             for text in () if self._sockets else self.settings.listen:
                 address = parse_address(text)
                 self._listeners.append(
                     await loop.create_server(
-                        self._meet, address.host, address.port, reuse_address=True, backlog=BACKLOG
+                        partial(self._meet, text),
+                        address.host,
+                        address.port,
+                        reuse_address=True,
+                        backlog=BACKLOG,
                     )
                 )
         except BaseException:
@@ -210,19 +218,22 @@ class SmtpServer:
         self.statistics.messages_rejected["connect", 421] += 1
         return reply
 
-    def _meet(self) -> asyncio.BaseProtocol:
-        """Return what the next connection talks to first."""
+    def _meet(self, listener: str) -> asyncio.BaseProtocol:
+        """Return what the next connection to `listener` talks to first."""
         if self._balancers:
-            return ProxyGate(self._loop, self._is_balancer, self._session_of, self._gates)
-        return SmtpSession(self, self._loop)
+            session_of = partial(self._session_of, listener)
+            return ProxyGate(self._loop, self._is_balancer, session_of, self._gates)
+        return self._session_of(listener, None)
 
     def _is_balancer(self, peer: Peer) -> bool:
         address = client_address(peer[0])
         return address is not None and any(address in network for network in self._balancers)
 
-    def _session_of(self, peer: Peer | None) -> asyncio.BaseProtocol:
+    def _session_of(self, listener: str, peer: Peer | None) -> asyncio.BaseProtocol:
         """Return a session with `peer`, or, if None, with who is at the other end of the connection."""
+        self.statistics.connections_by_listener[listener] += 1
         session = SmtpSession(self, self._loop)
+        session.listener = listener
         if peer is not None:
             self._proxied[session] = peer
         return session
@@ -242,3 +253,9 @@ class SmtpServer:
             now = loop.time()
             for session in list(self._sessions):
                 session.check_time(now, stressed)
+
+
+def _name_of(listening: socket.socket) -> str:
+    """Return what metrics call a listener that was open already: its address, as `smtp.listen` would have it."""
+    name = listening.getsockname()
+    return str(Address(*name[:2])) if isinstance(name, tuple) else str(name)

@@ -301,6 +301,7 @@ class SmtpSession(Connection):
         if status.startswith("2"):
             statistics = self._statistics
             statistics.messages_received += 1
+            statistics.received_by_listener[self.listener] += 1
             statistics.recipients_received += len(envelope.rcpt_tos)
             statistics.bytes_received += content.size_bytes
             statistics.message_bytes.observe(content.size_bytes)

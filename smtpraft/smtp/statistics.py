@@ -39,10 +39,14 @@ class SmtpStatistics:
     connections: int = 0
     """Open now."""
     connections_total: int = 0
+    connections_by_listener: Counter[str] = field(default_factory=Counter)
+    """The same, by the setting that the client came to."""
     connections_denied: Counter[str] = field(default_factory=Counter)
     """By reason: `total`, `client` (too many of one address), `draining`."""
     messages_received: int = 0
     """Answered, or answerable, with 250: committed."""
+    received_by_listener: Counter[str] = field(default_factory=Counter)
+    """The same, by the setting that the client came to."""
     recipients_received: int = 0
     bytes_received: int = 0
     messages_rejected: Counter[tuple[str, int]] = field(default_factory=Counter)
