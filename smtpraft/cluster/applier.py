@@ -30,6 +30,7 @@ APPLY_BATCH_BYTES: Final = (
     8 * 1024 * 1024
 )  # one transaction at most, so that a long replay does not hold the results back
 LAZY_BYTES_MAX: Final = 256 * 1024  # what nobody waits for is applied at once when this much has gathered
+LAZY_S: Final = 0.025  # and when it has waited for so long, give or take a tick
 _RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
 
 NO_ROOM_RETRY_S: Final = 0.25
@@ -105,6 +106,7 @@ class Applier:
         self._over = False
         self._work_bytes = 0
         self._wake = threading.Condition()
+        self._lazy_since = 0.0
         self._closing = False
         self._sessions = Sessions()
         self._thread = threading.Thread(target=self._run, name="smtpraft-apply", daemon=True)
@@ -140,8 +142,8 @@ class Applier:
     def submit(self, batch: Batch, *, urgent: bool = True) -> None:
         """Apply `batch` after all that was submitted before; it must follow on from it.
 
-        Without `urgent` it may wait for the next `hurry`, or for one that is: a transaction costs the same for one
-        entry as for twenty, and a message whose end comes in the transaction of its beginning costs next to nothing.
+        Without `urgent` it may wait for a `hurry`, or for one that is: a transaction costs the same for one entry as
+        for twenty, and a message whose end comes in the transaction of its beginning costs next to nothing.
         """
         with self._wake:
             self._work.append(batch)
@@ -151,9 +153,19 @@ class Applier:
 
     def hurry(self) -> None:
         """Let what was submitted wait no longer."""
+        self._lazy_since = 0.0
         if self._work:
             with self._wake:
                 self._wake.notify()
+
+    def hurry_old(self, now: float) -> None:
+        """Let what has waited for `LAZY_S` wait no longer; to be called with every tick."""
+        if not self._work:
+            self._lazy_since = 0.0
+        elif not self._lazy_since:
+            self._lazy_since = now
+        elif now - self._lazy_since >= LAZY_S:
+            self.hurry()
 
     def run(self, job: Callable[[], T]) -> Future[T]:
         """Run `job` on the apply thread, after what was submitted before; its result comes in the future.

@@ -362,8 +362,7 @@ class Driver:
             self._tell_turned()
 
     def _ask_reads(self) -> None:
-        now = monotonic()
-        if self.reads.has_work(now):
+        if self.reads.has_some and self.reads.has_work(now := monotonic()):
             for context in self.reads.contexts(now):
                 with contextlib.suppress(ProposalDropped):  # no leader now: the round is repeated
                     self.core.read_index(context)
@@ -505,9 +504,11 @@ class Driver:
         self._next_tick = max(self._next_tick + tick_s, now + tick_s / 2)
         self._tick_handle = self._loop.call_later(self._next_tick - now, self._tick)
         admission = self.enrolment.admission
-        self.guard(self.core.tick if admission.taking_part else admission.tick)
-        self.applier.hurry()
-        self.guard(lambda: self.disk.judge(now, stand_aside=now < self.stand_aside_until))
+        self._take_in(self.core.tick if admission.taking_part else admission.tick)
+        if self._turned is not None or self.reads.has_work(now) or self.proposals.has_some:
+            self.want_turn()
+        self.applier.hurry_old(now)
+        self._take_in(lambda: self.disk.judge(now, stand_aside=now < self.stand_aside_until))
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)

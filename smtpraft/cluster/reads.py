@@ -81,6 +81,11 @@ class Reads:
         """Does a reader wait for this node to apply what is committed?"""
         return bool(self._confirmed)
 
+    @property
+    def has_some(self) -> bool:
+        """Is any reader not confirmed yet?"""
+        return bool(self._new or self._rounds)
+
     def has_work(self, now: float) -> bool:
         """Whether `contexts` would return anything."""
         return bool(self._new) or any(now >= read.retry_at for read in self._rounds.values())

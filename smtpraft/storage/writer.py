@@ -15,7 +15,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import Condition, Thread
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
@@ -75,11 +76,13 @@ class WalWriter:
         self._wal = wal
         self._deliver = deliver
         self._on_failure = on_failure
-        self._changed = Condition()
-        self._items: deque[Submission] = deque()  # all that is not done, what is being written included
-        self._items_bytes = 0
+        # No lock: one thread puts at each end and one takes, and waking a thread by a condition costs twenty calls.
+        self._given: SimpleQueue[Submission | None] = SimpleQueue()  # None: look whether it is time to close
+        self._fetched: deque[Submission] = deque()  # of the writer's thread: taken from there, and not done
+        self._unfinished: deque[Submission] = deque()  # given or fetched or being written; for looking at its oldest
+        self._bytes_given = self._bytes_done = 0  # each written by one thread
         self._batch_bytes_max = min(BATCH_BYTES_MAX, wal.batch_bytes_max)
-        self._closing = False
+        self._closing = Event()
         self._waiting_for_room = False
         self.pace = Pace()
         self._thread = Thread(target=self._run, name="wal-writer", daemon=True)
@@ -93,7 +96,7 @@ class WalWriter:
     @property
     def pending_bytes(self) -> int:
         """Bytes of entries submitted and not done."""
-        return self._items_bytes
+        return self._bytes_given - self._bytes_done
 
     @property
     def waiting_for_room(self) -> bool:
@@ -105,8 +108,10 @@ class WalWriter:
 
         A leader for which this is more than an election timeout has a disk that cannot lead.
         """
-        with self._changed:
-            return monotonic() - self._items[0].since if self._items else 0.0
+        try:
+            return monotonic() - self._unfinished[0].since
+        except IndexError:
+            return 0.0
 
     def submit(
         self,
@@ -126,13 +131,8 @@ class WalWriter:
             Stopped: the writer is closed.
         """
         size_bytes = sum(map(len, spans))
-        item = Submission(spans, first_index, last_index, size_bytes, hard_state, sync, done, monotonic())
-        with self._changed:
-            if self._closing:
-                raise Stopped("the write-ahead log's writer is closed")
-            self._items.append(item)
-            self._items_bytes += size_bytes
-            self._changed.notify()
+        self._bytes_given += size_bytes
+        self._give(Submission(spans, first_index, last_index, size_bytes, hard_state, sync, done, monotonic()))
 
     def submit_job(self, job: Done, done: Done) -> None:
         """Have `job` run on the writer's thread between what was submitted before and after it, then `done`.
@@ -142,17 +142,18 @@ class WalWriter:
         Raises:
             Stopped: the writer is closed.
         """
-        with self._changed:
-            if self._closing:
-                raise Stopped("the write-ahead log's writer is closed")
-            self._items.append(Submission((), 0, 0, 0, None, False, done, monotonic(), job))
-            self._changed.notify()
+        self._give(Submission((), 0, 0, 0, None, False, done, monotonic(), job))
+
+    def _give(self, item: Submission) -> None:
+        if self._closing.is_set():
+            raise Stopped("the write-ahead log's writer is closed")
+        self._unfinished.append(item)
+        self._given.put(item)
 
     def close(self) -> None:
         """Write what was submitted, unless the log has failed or is full, and end the thread. The log stays open."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self._closing.set()
+        self._given.put(None)
         self._thread.join()
 
     # -------------------------------------------------------------------------------------------- the writer's thread
@@ -173,16 +174,23 @@ class WalWriter:
 
     def _gather(self) -> list[Submission]:
         """Return what can go out as one batch, waiting for the first of it; nothing when closed."""
-        if not self._wait(VOUCH_AFTER_S):
-            self._wal.vouch()
-            self._wait(None)
-        with self._changed:
-            return gather(self._items, self._batch_bytes_max)
+        timeout_s: float | None = VOUCH_AFTER_S
+        while not self._fetched and not self._closing.is_set():
+            try:
+                self._fetch(timeout_s)
+            except Empty:
+                self._wal.vouch()
+                timeout_s = None
+        with suppress(Empty):
+            while True:
+                self._fetch(0)
+        return gather(self._fetched, self._batch_bytes_max)
 
-    def _wait(self, timeout_s: float | None) -> bool:
-        """Wait until there is something to write, or none is to come; False if the time runs out first."""
-        with self._changed:
-            return self._changed.wait_for(lambda: bool(self._items) or self._closing, timeout_s)
+    def _fetch(self, timeout_s: float | None) -> None:
+        """Fetch one that was given, waiting for it so long; `Empty` if there is none then."""
+        item = self._given.get(timeout_s != 0, timeout_s)
+        if item is not None:
+            self._fetched.append(item)
 
     def _write(self, group: list[Submission]) -> bool:
         """Write a group as one batch; False if it cannot be and the writer is closed."""
@@ -194,20 +202,18 @@ class WalWriter:
                 if not self._waiting_for_room:
                     log.warning("write-ahead log waits for room error=%s", error)
                 self._waiting_for_room = True
-                with self._changed:
-                    if self._closing:
-                        return False
-                    self._changed.wait(FULL_RETRY_S)
+                if self._closing.wait(FULL_RETRY_S):
+                    return False
             else:
                 self._waiting_for_room = False
                 self.pace.took(monotonic() - began)
                 return True
 
     def _finish(self, group: list[Submission]) -> None:
-        with self._changed:
-            for item in group:
-                self._items.popleft()
-                self._items_bytes -= item.size_bytes
+        for item in group:
+            self._fetched.popleft()
+            self._unfinished.popleft()
+            self._bytes_done += item.size_bytes
         answers = [item.done for item in group]
         self._deliver(answers[0] if len(answers) == 1 else lambda: _run_all(answers))
 
