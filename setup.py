@@ -24,15 +24,23 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
+    options = ["-O3", "-fno-strict-aliasing"]
     fastlog = Extension(
         "smtpraft._fastlog",
         ["smtpraft/_fastlog.pyx"],
         depends=["smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"],
-        extra_compile_args=["-O3", "-fno-strict-aliasing"],
+        extra_compile_args=options,
+    )
+    fastscan = Extension(
+        "smtpraft.smtp._fastscan",
+        ["smtpraft/smtp/_fastscan.pyx"],
+        depends=["smtpraft/smtp/_fastscan.h"],
+        extra_compile_args=options,
     )
     load = Extension("smtpraft.cli.bench._fastload", ["smtpraft/cli/bench/_fastload.pyx"], extra_compile_args=["-O2"])
     # force: a .c file from another version of Cython or of the .pyx must never be compiled.
-    built: list[Extension] = cythonize([fastlog, load], force=True, language_level=3)  # type: ignore[no-untyped-call]
+    sources = [fastlog, fastscan, load]
+    built: list[Extension] = cythonize(sources, force=True, language_level=3)  # type: ignore[no-untyped-call]
     for extension in built:
         extension.optional = not required  # Said to the template, cythonize() would drop it.
     return built

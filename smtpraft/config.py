@@ -21,6 +21,9 @@ from smtpraft.types import parse_node_id
 MIB: Final = 1024 * 1024
 ELECTIONS: Final = ("raft", "lowest-id")
 LOOPS: Final = ("uvloop", "asyncio")
+ENGINE_FAST: Final = "fast"
+ENGINE_AIOSMTPD: Final = "aiosmtpd"
+ENGINES: Final = (ENGINE_FAST, ENGINE_AIOSMTPD)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 
@@ -76,6 +79,7 @@ class SmtpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1:2525"])
     hostname: str = "localhost"
+    engine: str = ENGINE_FAST  # or "aiosmtpd": coroutines and hooks, the reference
     max_message_bytes: int = 52_428_800
     max_recipients: int = 1000
     max_connections: int = 1000
@@ -219,6 +223,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "node.loop": LOOPS,
     "cluster.election": ELECTIONS,
+    "smtp.engine": ENGINES,
     "log.level": LOG_LEVELS,
     "log.format": LOG_FORMATS,
 }

@@ -211,7 +211,7 @@ class Daemon:
             self.client = SpoolClient(self.node, self.machine)
             self.keys = KeyValues(self.node, self.machine)
             self.smtp = SmtpServer(
-                config.smtp, accept=self.client.accept, ready=self._ready, full=self._full, sockets=self._sockets
+                config.smtp, submit=self.client.submit, ready=self._ready, full=self._full, sockets=self._sockets
             )
             self.delivery = Delivery(
                 config.delivery,

@@ -16,6 +16,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from smtpraft.cluster import envelope
@@ -28,12 +29,18 @@ OPEN_RETRY_S: Final = 1.0
 PROPOSE_BATCH_BYTES: Final = 4 * 1024 * 1024  # one frame to the leader at most
 
 
+Done = Callable[[object, Exception | None], None]
+"""Called once, on the loop thread: with the machine's answer, or with an error (NotReplicated, OutcomeUnknown or
+Stopped). Often within a turn of the driver: it must not raise, nor propose anything before the next one.
+"""
+
+
 @dataclass(slots=True, eq=False)
 class Proposal:
     """One command on its way. `seq` is 0 until a session is open."""
 
     command: bytes
-    future: asyncio.Future[object]
+    done: Done
     deadline: float
     give_up_after_s: float
     seq: int = 0
@@ -107,22 +114,34 @@ class Proposals:
         give_up_after_s: float,
         foreseen: Callable[[int], object] | None = None,
     ) -> asyncio.Future[object]:
-        """Queue `command`; the future gets its result, `NotReplicated` or `OutcomeUnknown`.
+        """As `propose`; the future gets what `done` would. Cancelling it withdraws nothing."""
+        future: asyncio.Future[object] = loop.create_future()
+        self.propose(command, partial(_settle, future), deadline, give_up_after_s, foreseen)
+        return future
+
+    def propose(
+        self,
+        command: bytes,
+        done: Done,
+        deadline: float,
+        give_up_after_s: float,
+        foreseen: Callable[[int], object] | None = None,
+    ) -> None:
+        """Queue `command`; `done` hears what became of it.
 
         `foreseen` says what the machine will answer, given the index of the entry; see `foresight`.
 
         Raises:
-            NotReplicated: too many bytes wait already.
+            NotReplicated: too many bytes wait already; `done` hears nothing.
         """
         if self._pending_bytes and self._pending_bytes + len(command) > self._max_pending_bytes:
             raise NotReplicated(f"{self._pending_bytes} bytes of commands wait for a majority already")
-        proposal = Proposal(command, loop.create_future(), deadline, give_up_after_s, foreseen=foreseen)
+        proposal = Proposal(command, done, deadline, give_up_after_s, foreseen=foreseen)
         self._pending_bytes += len(command)
         if self.session:
             self._assign(proposal)
         else:
             self._unassigned.append(proposal)
-        return proposal.future
 
     def open_wanted(self) -> None:
         """Keep asking for a session whenever this node has none."""
@@ -335,12 +354,19 @@ class Proposals:
 
     def _finish(self, proposal: Proposal, result: object) -> None:
         self._pending_bytes -= len(proposal.command)
-        if not proposal.future.done():
-            proposal.future.set_result(result)
+        proposal.done(result, None)
 
     def _fail(self, proposal: Proposal, error: Exception) -> None:
         self.failed_count += 1
         self._pending_bytes -= len(proposal.command)
-        if not proposal.future.done():
-            proposal.future.set_exception(error)
-            proposal.future.exception()  # a caller that was cancelled left nobody to look at it
+        proposal.done(None, error)
+
+
+def _settle(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+        future.exception()  # a caller that was cancelled left nobody to look at it

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from smtpraft.smtp.handler import AcceptMail
+from smtpraft.smtp.handler import SubmitMail
 from smtpraft.smtp.server import SmtpServer
 from smtpraft.smtp.statistics import Histogram, SmtpStatistics
 
-__all__ = ["AcceptMail", "Histogram", "SmtpServer", "SmtpStatistics"]
+__all__ = ["Histogram", "SmtpServer", "SmtpStatistics", "SubmitMail"]

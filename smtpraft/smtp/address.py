@@ -14,6 +14,8 @@ import ipaddress
 import re
 from typing import Final, NamedTuple
 
+from smtpraft.smtp.scan import plain_path
+
 DOMAIN_BYTES_MAX: Final = 255  # RFC 5321 §4.5.3.1.2
 LOCAL_PART_BYTES_MAX: Final = 255
 _LABEL_BYTES_MAX: Final = 63  # RFC 1035 §2.3.4
@@ -56,6 +58,9 @@ def parse_path(text: str) -> tuple[Path, str]:
     Raises:
         AddressError: it begins with no path.
     """
+    plain = plain_path(text)
+    if plain is not None:
+        return Path(plain[0], plain[1]), text[plain[2] :]
     match = _PATH.match(text)
     if match is None:
         match = _POSTMASTER.match(text)

@@ -1,91 +1,16 @@
-"""What the client says: cutting its bytes into command lines, and reading the arguments of MAIL and RCPT.
-
-Only CRLF ends a line. A bare CR, LF or NUL makes the whole line invalid, up to its CRLF: nothing after it is taken
-for a command, so what a careless relay put into an address cannot start one (RFC 5321 §2.3.8, §4.1.1.4).
-"""
+"""What the commands of a client say: the arguments of MAIL and RCPT. `scan` has cut them out of its bytes."""
 
 from __future__ import annotations
 
-import enum
 import re
 from typing import Final, NamedTuple
 
 from smtpraft.smtp.address import NULL_PATH, AddressError, Path, parse_path
 
 COMMAND_BYTES_MAX: Final = 510  # RFC 5321 §4.5.3.1.4: 512 octets with the CRLF
-COMMAND_BYTES_MAX_EXTENDED: Final = 2048  # MAIL and RCPT: long and non-ASCII addresses, parameters (RFC 6531 §3.4)
 
 _KEYWORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE: Final = re.compile("[!-<>-~\u00a0-\U0010ffff]+")
-
-
-class LineFault(enum.Enum):
-    """Why something is no command line."""
-
-    BARE = "bare CR, LF or NUL in a command"
-    TOO_LONG = "line too long"
-
-
-class CommandLines:
-    """Cuts what was received into command lines. The same bytes give the same lines, however they arrive."""
-
-    __slots__ = ("_data", "_discarding", "_position")
-
-    def __init__(self) -> None:
-        self._data = b""
-        self._position = 0
-        self._discarding = False  # the line was already answered; its end is not here yet
-
-    def feed(self, data: bytes) -> None:
-        """Append what was received. Call `next_line` until it returns None before feeding more."""
-        if self._position < len(self._data):
-            data = self._data[self._position :] + data
-        self._data = data
-        self._position = 0
-
-    def next_line(self) -> bytes | LineFault | None:
-        """Return the next line without its CRLF, or what is wrong with it, or None if more must be received first.
-
-        A fault is told as soon as it is seen, once for its line: a client that ends its lines otherwise would wait for
-        ever for an answer.
-        """
-        while True:
-            end = self._data.find(b"\r\n", self._position)
-            if self._discarding:
-                if end < 0:
-                    self._keep_last_cr()
-                    return None
-                self._discarding = False
-                self._position = end + 2
-                continue
-            if end < 0:
-                fault = self._unfinished_fault()
-                if fault is not None:
-                    self._discarding = True
-                    self._keep_last_cr()
-                return fault
-            line = self._data[self._position : end]
-            self._position = end + 2
-            if b"\n" in line or b"\r" in line or b"\0" in line:
-                return LineFault.BARE
-            return LineFault.TOO_LONG if len(line) > COMMAND_BYTES_MAX_EXTENDED else line
-
-    def take_rest(self) -> bytes:
-        """Return everything that was received and not yet returned as a line: it is mail content now."""
-        rest = self._data[self._position :]
-        self._data = b""
-        self._position = 0
-        return rest
-
-    def _unfinished_fault(self) -> LineFault | None:
-        start = self._data[self._position :].removesuffix(b"\r")  # that CR may be half of the line's end
-        if b"\n" in start or b"\r" in start or b"\0" in start:
-            return LineFault.BARE
-        return LineFault.TOO_LONG if len(start) > COMMAND_BYTES_MAX_EXTENDED else None
-
-    def _keep_last_cr(self) -> None:
-        self._data = b"\r" if self._data.endswith(b"\r", self._position) else b""
-        self._position = 0
 
 
 class CommandRefused(Exception):

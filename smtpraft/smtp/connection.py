@@ -15,21 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from smtpraft.config import SmtpSettings
-from smtpraft.smtp.content import ContentReader
 from smtpraft.smtp.memory import MemoryBudget
 from smtpraft.smtp.policy import IpAddress, address_literal
+from smtpraft.smtp.scan import ContentReader
 from smtpraft.smtp.statistics import SmtpStatistics
+
+if TYPE_CHECKING:
+    from smtpraft.smtp.handler import MailHandler
 
 log = logging.getLogger(__name__)
 
 STRESS_TIMEOUT_S: Final = 10.0  # Postfix: smtpd_timeout under stress; for clients that are silent while slots run out
 DATA_GRACE_S: Final = 600.0
 DATA_BYTES_PER_S_MIN: Final = 100  # over a whole DATA, once the grace is over; Postfix has 500 under stress
+MEMORY_WAIT_S: Final = 10.0  # RFC 5321 §4.5.3.2.4: a client gives 354 two minutes
 LINGER_S: Final = 2.0
 CLOSE_S: Final = 10.0  # for a client that does not take what we have written
 
@@ -70,6 +74,24 @@ class Transaction(Envelope):
         self.size_bytes = 0
 
 
+class AnySession(Protocol):
+    """What the server needs of a session, whatever engine it is of."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def drain(self) -> None:
+        """Say 421 now if the session is idle, or as soon as the message under way is answered."""
+
+    def abort(self) -> None:
+        """Cut the connection. What was handed over goes on and is waited for."""
+
+    def abandon(self) -> None:
+        """Cut the connection and wait for nothing: the server closes."""
+
+    def check_time(self, now: float, stressed: bool) -> None:
+        """Act if the client has taken too long."""
+
+
 class Host(Protocol):
     """What a session needs of the server it belongs to."""
 
@@ -77,16 +99,18 @@ class Host(Protocol):
     statistics: SmtpStatistics
     memory: MemoryBudget
     draining: bool
-    handler: Any
+    handler: MailHandler
     hooks: dict[str, Any]
     greeting: bytes
     ehlo_reply: bytes
     helo_reply: bytes
+    buffer: memoryview
+    """What sessions of the fast engine receive commands into, one after the other."""
 
-    def admit(self, session: Connection, peer: Any) -> Client | str:
+    def admit(self, session: AnySession, peer: Any) -> Client | str:
         """Take the connection in, or return the reply that turns it away."""
 
-    def forget(self, session: Connection) -> None:
+    def forget(self, session: AnySession) -> None:
         """The session is over and its connection closed."""
 
 
@@ -185,9 +209,14 @@ class Connection(SMTP):
         return self._lost
 
     @property
-    def task(self) -> asyncio.Task[None] | None:
-        """The session's task; None once it has ended."""
-        return self._handler_coroutine
+    def waits(self) -> bool:
+        """Does it wait for its client, and for nobody else?"""
+        return self._waiter is not None
+
+    @property
+    def over(self) -> bool:
+        """Has the session ended? Its connection may still have to."""
+        return self._closing
 
     def drain(self) -> None:
         """Say 421 now if the session is idle, or as soon as the message under way is answered."""
@@ -198,6 +227,12 @@ class Connection(SMTP):
         """Cut the connection. What was handed over goes on and is waited for."""
         if self.transport is not None:
             self.transport.abort()
+
+    def abandon(self) -> None:
+        """Cut the connection and wait for nothing: the server closes."""
+        self.abort()
+        if self._handler_coroutine is not None:
+            self._handler_coroutine.cancel()
 
     def check_time(self, now: float, stressed: bool) -> None:
         """Act if the client has taken too long. Called now and then for every session: no timer is set per command."""

@@ -1,4 +1,4 @@
-"""What happens to mail: who may send it, and the hand-over to the cluster. The `handle_*` hooks of aiosmtpd.
+"""What happens to mail: who may send it, and the hand-over to the cluster. Plain methods, and aiosmtpd's hooks.
 
 The reply to the final dot is a promise (RFC 5321 §4.2.5): 2yz, the message is on the disks of a majority; 4yz or 5yz,
 it is never delivered. When neither can be promised nothing is said and the connection is closed, which a client takes
@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Final, Protocol
 
 from smtpraft.config import SmtpSettings
@@ -26,31 +27,44 @@ from smtpraft.spool.types import Envelope, MessageId
 log = logging.getLogger(__name__)
 
 
-class AcceptMail(Protocol):
-    """Where accepted mail goes: `SpoolClient.accept`."""
+class SubmitMail(Protocol):
+    """Where accepted mail goes: `SpoolClient.submit`."""
 
-    async def __call__(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float) -> MessageId:
-        """Return the queue id once the message is committed.
+    def __call__(
+        self,
+        envelope: Envelope,
+        content: Sequence[bytes],
+        *,
+        deadline_s: float,
+        done: Callable[[MessageId | None, Exception | None], None],
+    ) -> None:
+        """Queue a message; `done` is called once, on the loop, perhaps before this returns.
 
-        Raises:
-            NotReplicated: it is not queued and never will be.
-            OutcomeUnknown: it may be.
-            Stopped: the node stops; nothing was handed to the cluster.
+        With the queue id once it is committed, or with NotReplicated (it is not queued and never will be),
+        OutcomeUnknown (it may be) or Stopped (the node stops; nothing was handed to the cluster).
         """
 
 
 FULL: Final = "452 4.3.1 Error: insufficient system storage, try again later"
 
 
+class Server(Protocol):
+    """What the handler needs of a session."""
+
+    @property
+    def gone(self) -> bool:
+        """Has the client left?"""
+
+
 class MailHandler:
-    """The hooks of one server."""
+    """The decisions of one server, for both engines: plain methods, and the same as hooks."""
 
     def __init__(
         self,
         settings: SmtpSettings,
         *,
         policy: RelayPolicy,
-        accept: AcceptMail,
+        submit: SubmitMail,
         ready: Callable[[], bool],
         full: Callable[[], bool],
         statistics: SmtpStatistics,
@@ -59,7 +73,7 @@ class MailHandler:
     ) -> None:
         self._settings = settings
         self._policy = policy
-        self._accept = accept
+        self._submit = submit
         self._ready = ready
         self._full = full
         self._statistics = statistics
@@ -68,40 +82,37 @@ class MailHandler:
         self._transactions = itertools.count(1)
         self._dates = DateLine()
 
-    async def handle_MAIL(
-        self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
-    ) -> str:
-        """Refuse at once what could not be committed: cheaper for both sides than a refusal of the content."""
+    def mail_refusal(self) -> str:
+        """Return why no message can be taken now, "" if it can. Cheaper for both sides than to refuse the content."""
         if self._full():
             return FULL  # RFC 5321 §4.2.3: 452 says that storage is short, and that the client may try again later
         if not self._ready():
             return "451 4.3.0 Error: no majority of the cluster is in reach, try again later"
-        return "250 2.1.0 Ok"
+        return ""
 
-    async def handle_RCPT(
-        self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
-    ) -> str:
-        """Take or refuse one recipient."""
+    def take_recipient(self, session: Client, envelope: Transaction, address: str) -> str:
+        """Add one recipient to the envelope, or return the refusal; "": taken."""
         _, at, domain = address.rpartition("@")
         if not at:
             address = self._policy.postmaster
             if address in envelope.rcpt_tos:
-                return "250 2.1.5 Ok"
+                return ""
         elif not session.may_relay and not self._policy.is_local(domain):
             return "550 5.7.1 Error: relaying denied"
         envelope.rcpt_tos.append(address)
-        return "250 2.1.5 Ok"
+        return ""
 
-    async def handle_DATA(self, server: Connection, session: Client, envelope: Transaction) -> str:
-        """Commit the message and say so.
+    def commit(self, server: Server, session: Client, envelope: Transaction, answered: Callable[[str], None]) -> None:
+        """Commit the message; `answered` is called once, perhaps before this returns, with the reply to the final dot.
 
-        Raises:
-            SessionOver: nobody knows whether it is committed.
+        "": nobody knows whether it is committed, and nothing may be said.
         """
         if count_received(envelope.content_blocks) > self._settings.max_received_headers:
-            return "554 5.4.6 Error: too many hops"
+            answered("554 5.4.6 Error: too many hops")
+            return
         if self._full():
-            return FULL
+            answered(FULL)
+            return
         transaction_id = f"{self._instance}-{next(self._transactions):x}"
         content = self._with_trace(session, envelope, transaction_id)
         mail = Envelope(
@@ -112,39 +123,88 @@ class MailHandler:
             client_host=session.client_host,
             helo=session.host_name or "",
         )
-        started = server.loop.time()
+        started = monotonic()
+        size_bytes = envelope.size_bytes
         envelope.handed_over = True
-        try:
-            message = await self._accept(mail, content, deadline_s=self._settings.commit_timeout_s)
-        except NotReplicated as error:
-            log.warning("not replicated trace=%s client=%s error=%r", transaction_id, session.client_host, error)
-            return FULL if self._full() else "451 4.3.0 Error: the message could not be replicated, try again later"
-        except Stopped:
-            return f"421 4.3.2 {self._settings.hostname} Service shutting down"
-        except asyncio.CancelledError:
-            log.warning("outcome unknown trace=%s client=%s error='server closed'", transaction_id, session.client_host)
-            raise
-        except OutcomeUnknown as error:
-            log.warning("outcome unknown trace=%s client=%s error=%r", transaction_id, session.client_host, error)
-        except Exception:
-            # We cannot tell how far it got.
-            log.exception("outcome unknown trace=%s client=%s", transaction_id, session.client_host)
-        else:
-            log.info(
-                "accepted id=%s trace=%s client=%s helo=%r sender=%r nrcpt=%d size=%d ms=%.1f%s",
-                message,
-                transaction_id,
-                mail.client_host,
-                mail.helo,
-                mail.sender,
-                len(mail.recipients),
-                envelope.size_bytes,
-                (server.loop.time() - started) * 1000,
-                " client_gone=true" if server.gone else "",
-            )
-            return f"250 2.0.0 Ok: queued as {message}"
+
+        def done(message: MessageId | None, error: Exception | None) -> None:
+            try:
+                if message is None:
+                    reply = self._failed(transaction_id, mail, error)
+                else:
+                    log.info(
+                        "accepted id=%s trace=%s client=%s helo=%r sender=%r nrcpt=%d size=%d ms=%.1f%s",
+                        message,
+                        transaction_id,
+                        mail.client_host,
+                        mail.helo,
+                        mail.sender,
+                        len(mail.recipients),
+                        size_bytes,
+                        (monotonic() - started) * 1000,
+                        " client_gone=true" if server.gone else "",
+                    )
+                    reply = f"250 2.0.0 Ok: queued as {message}"
+            except Exception:
+                log.exception("outcome unknown trace=%s client=%s", transaction_id, mail.client_host)
+                reply = ""
+            answered(reply)
+
+        self._submit(mail, content, deadline_s=self._settings.commit_timeout_s, done=done)
+
+    def _failed(self, transaction_id: str, mail: Envelope, error: Exception | None) -> str:
+        """Return the reply to a message that the cluster has not taken, or may not have."""
+        match error:
+            case NotReplicated():
+                log.warning("not replicated trace=%s client=%s error=%r", transaction_id, mail.client_host, error)
+                if self._full():
+                    return FULL
+                return "451 4.3.0 Error: the message could not be replicated, try again later"
+            case Stopped():
+                return f"421 4.3.2 {self._settings.hostname} Service shutting down"
+            case OutcomeUnknown():
+                log.warning("outcome unknown trace=%s client=%s error=%r", transaction_id, mail.client_host, error)
+            case _:
+                # We cannot tell how far it got.
+                log.error("outcome unknown trace=%s client=%s", transaction_id, mail.client_host, exc_info=error)
         self._statistics.outcomes_unknown += 1
-        raise SessionOver(reason="outcome unknown")
+        return ""
+
+    # The same as hooks of aiosmtpd's, for the engine of that name.
+
+    async def handle_MAIL(
+        self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
+    ) -> str:
+        """Take or refuse a message."""
+        return self.mail_refusal() or "250 2.1.0 Ok"
+
+    async def handle_RCPT(
+        self, server: Connection, session: Client, envelope: Transaction, address: str, options: list[str]
+    ) -> str:
+        """Take or refuse one recipient."""
+        return self.take_recipient(session, envelope, address) or "250 2.1.5 Ok"
+
+    async def handle_DATA(self, server: Connection, session: Client, envelope: Transaction) -> str:
+        """Commit the message and say so.
+
+        Raises:
+            SessionOver: nobody knows whether it is committed.
+        """
+        replied: asyncio.Future[str] = server.loop.create_future()
+
+        def answered(reply: str) -> None:
+            if not replied.done():
+                replied.set_result(reply)
+
+        self.commit(server, session, envelope, answered)
+        try:
+            reply = await replied
+        except asyncio.CancelledError:
+            log.warning("outcome unknown client=%s error='server closed'", session.client_host)
+            raise
+        if not reply:
+            raise SessionOver(reason="outcome unknown")
+        return reply
 
     def _with_trace(self, session: Client, envelope: Transaction, transaction_id: str) -> list[bytes]:
         """Return the content with our `Received:` line before it; empties `envelope.content_blocks`."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
-_Request = tuple[int, "asyncio.Future[None]"]
+Request = tuple[int, Callable[[], None]]
+"""So many bytes, and what to call once they are taken for whoever asked."""
 
 
 class MemoryBudget:
@@ -19,8 +21,8 @@ class MemoryBudget:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.used_bytes = 0
-        self._begun: deque[_Request] = deque()
-        self._new: deque[_Request] = deque()
+        self._begun: deque[Request] = deque()
+        self._new: deque[Request] = deque()
 
     def try_reserve(self, size_bytes: int, *, begun: bool = False) -> bool:
         """Take `size_bytes` if they are free and nobody is before us. More than there is: once everything is free."""
@@ -34,9 +36,7 @@ class MemoryBudget:
         if self.try_reserve(size_bytes, begun=begun):
             return True
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        request = (size_bytes, granted)
-        queue = self._begun if begun else self._new
-        queue.append(request)
+        request = self.ask(size_bytes, lambda: granted.set_result(None), begun=begun)
         try:
             await asyncio.wait((granted,), timeout=timeout_s)
         except asyncio.CancelledError:
@@ -45,9 +45,20 @@ class MemoryBudget:
             raise
         finally:
             if not granted.done():
-                queue.remove(request)
-                self._serve()  # what stood behind a large request may fit
+                self.withdraw(request)
         return granted.done()
+
+    def ask(self, size_bytes: int, granted: Callable[[], None], *, begun: bool) -> Request:
+        """Wait in the queue, which `try_reserve` said must be; `granted` is called once, from whoever makes room."""
+        request = (size_bytes, granted)
+        (self._begun if begun else self._new).append(request)
+        return request
+
+    def withdraw(self, request: Request) -> None:
+        """Wait no more for what was asked and not granted."""
+        queue = self._begun if request in self._begun else self._new
+        queue.remove(request)
+        self._serve()  # what stood behind a large request may fit
 
     def release(self, size_bytes: int) -> None:
         """Give `size_bytes` back."""
@@ -64,4 +75,4 @@ class MemoryBudget:
                 return
             size_bytes, granted = queue.popleft()
             self.used_bytes += size_bytes
-            granted.set_result(None)
+            granted()

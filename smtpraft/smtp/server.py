@@ -1,6 +1,6 @@
 """The SMTP listener of one node: who is let in, for how long, and how it ends.
 
-    server = SmtpServer(settings, accept=client.accept, ready=node.has_quorum)
+    server = SmtpServer(settings, submit=client.submit, ready=node.has_quorum)
     await server.start()
     ...
     await server.drain(10.0)   # 421 to new and idle sessions; messages under way are answered
@@ -22,11 +22,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from smtpraft.config import Address, SmtpSettings, parse_address
-from smtpraft.smtp.connection import Client, Connection
-from smtpraft.smtp.handler import AcceptMail, MailHandler
+from smtpraft.config import ENGINE_AIOSMTPD, Address, SmtpSettings, parse_address
+from smtpraft.smtp.connection import AnySession, Client
+from smtpraft.smtp.fast import FastSession
+from smtpraft.smtp.handler import MailHandler, SubmitMail
 from smtpraft.smtp.memory import MemoryBudget
 from smtpraft.smtp.policy import RelayPolicy, client_address, client_key
+from smtpraft.smtp.protocol import shared_buffer
 from smtpraft.smtp.proxy import Peer, ProxyGate
 from smtpraft.smtp.session import SmtpSession
 from smtpraft.smtp.statistics import SmtpStatistics
@@ -40,13 +42,13 @@ STRESS_PERCENT: Final = 80  # of max_connections; then silent clients get second
 
 
 class SmtpServer:
-    """Takes mail for `accept`. One per node, on the loop it was started on."""
+    """Takes mail for `submit`. One per node, on the loop it was started on."""
 
     def __init__(
         self,
         settings: SmtpSettings,
         *,
-        accept: AcceptMail,
+        submit: SubmitMail,
         ready: Callable[[], bool],
         full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
@@ -64,16 +66,17 @@ class SmtpServer:
             self.statistics.connections_by_listener[text] = self.statistics.received_by_listener[text] = 0
         self.memory = MemoryBudget(settings.max_inflight_bytes)
         self.draining = False
-        self._accept = accept
+        self._submit = submit
         self._ready = ready
         self._full = full
         self._clock = clock
         self._instance = instance or secrets.token_hex(4)
         self._sockets = sockets
+        self.buffer = shared_buffer()
         self._listeners: list[asyncio.Server] = []
-        self._sessions: dict[Connection, int] = {}
+        self._sessions: dict[AnySession, int] = {}
         self._gates: set[ProxyGate] = set()
-        self._proxied: dict[Connection, Peer] = {}  # from the making of a session to its admission
+        self._proxied: dict[AnySession, Peer] = {}  # from the making of a session to its admission
         self._per_client: Counter[int] = Counter()
         self._all_over = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
@@ -95,7 +98,7 @@ class SmtpServer:
         self.handler = MailHandler(
             settings,
             policy=self._policy,
-            accept=self._accept,
+            submit=self._submit,
             ready=self._ready,
             full=self._full,
             statistics=self.statistics,
@@ -147,6 +150,10 @@ class SmtpServer:
         self._sweeper = loop.create_task(self._sweep(), name="smtp-timeouts")
         log.info("listening addresses=%s", ",".join(f"{host}:{port}" for host, port in self.addresses))
 
+    def session(self, loop: asyncio.AbstractEventLoop) -> FastSession | SmtpSession:
+        """Return a new session of the engine that the settings name, for a transport to connect."""
+        return SmtpSession(self, loop) if self.settings.engine == ENGINE_AIOSMTPD else FastSession(self, loop)
+
     async def drain(self, timeout_s: float) -> None:
         """Listen no more, part with idle clients, wait up to `timeout_s` until the messages under way are answered."""
         self.draining = True
@@ -170,21 +177,17 @@ class SmtpServer:
         self._close_listeners()
         for gate in list(self._gates):
             gate.abort()
-        tasks = [session.task for session in self._sessions if session.task is not None]
         for session in list(self._sessions):
-            session.abort()
-        for task in tasks:
-            task.cancel()
+            session.abandon()
         if self._sweeper is not None:
             self._sweeper.cancel()
-            tasks.append(self._sweeper)
+            await asyncio.gather(self._sweeper, return_exceptions=True)
             self._sweeper = None
-        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # the transports close in the next turn of the loop
 
     # What a session calls.
 
-    def admit(self, session: Connection, peer: Any) -> Client | str:
+    def admit(self, session: AnySession, peer: Any) -> Client | str:
         """Take the connection in, or return the reply that turns it away."""
         statistics = self.statistics
         settings = self.settings
@@ -203,7 +206,7 @@ class SmtpServer:
         statistics.connections += 1
         return Client(session.loop, address, self._policy.may_relay(address))
 
-    def forget(self, session: Connection) -> None:
+    def forget(self, session: AnySession) -> None:
         """The session is over and its connection closed."""
         key = self._sessions.pop(session)
         self._per_client[key] -= 1
@@ -232,7 +235,7 @@ class SmtpServer:
     def _session_of(self, listener: str, peer: Peer | None) -> asyncio.BaseProtocol:
         """Return a session with `peer`, or, if None, with who is at the other end of the connection."""
         self.statistics.connections_by_listener[listener] += 1
-        session = SmtpSession(self, self._loop)
+        session = self.session(self._loop)
         session.listener = listener
         if peer is not None:
             self._proxied[session] = peer

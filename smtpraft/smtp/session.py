@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from aiosmtpd.smtp import MISSING
 
-from smtpraft.smtp.command import COMMAND_BYTES_MAX, CommandLines, CommandRefused, LineFault, parse_mail, parse_rcpt
-from smtpraft.smtp.connection import STRESS_TIMEOUT_S, Connection, Host, SessionOver, Transaction
-from smtpraft.smtp.content import BareOctet, ContentReader
+from smtpraft.smtp.command import COMMAND_BYTES_MAX, CommandRefused, parse_mail, parse_rcpt
+from smtpraft.smtp.connection import MEMORY_WAIT_S, STRESS_TIMEOUT_S, Connection, Host, SessionOver, Transaction
+from smtpraft.smtp.faults import BareOctet, LineFault
+from smtpraft.smtp.scan import CommandLines, ContentReader
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,10 @@ JUNK_COMMANDS_MAX: Final = 100  # Postfix: smtpd_junk_command_limit; NOOP, RSET,
 RECIPIENTS_REFUSED_MAX: Final = 1000  # Postfix: smtpd_recipient_overshoot_limit
 COMMANDS_PER_TURN: Final = 32  # then the other sessions, and heartbeats, have the loop for a turn
 OVERDUE_COMMIT_S: Final = 30.0  # past the commit deadline, which whoever commits should have kept
-MEMORY_WAIT_S: Final = 10.0  # RFC 5321 §4.5.3.2.4: a client gives 354 two minutes
 RESERVE_BYTES: Final = 64 * 1024
 RESERVE_BYTES_MAX: Final = 1024 * 1024  # before the first byte has come
 
-_WEB_VERBS: Final = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HOST:", b"USER-AGENT:"))
+WEB_VERBS: Final = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HOST:", b"USER-AGENT:"))
 
 
 class SmtpSession(Connection):
@@ -69,7 +69,7 @@ class SmtpSession(Connection):
     async def _run_commands(self) -> bool:
         """Carry out every complete command that was received. Return whether there was any."""
         for count in itertools.count(1):
-            line = self._lines.next_line()
+            line = self._lines.next_command()
             if line is None:
                 return count > 1
             if self._host.draining:
@@ -77,26 +77,22 @@ class SmtpSession(Connection):
             if isinstance(line, LineFault):
                 self._error(f"500 5.5.2 Error: {line.value}")
             else:
-                await self._run_command(line)
+                await self._run_command(*line)
             if count % COMMANDS_PER_TURN == 0:
                 await asyncio.sleep(0)
         raise AssertionError("unreachable")
 
-    async def _run_command(self, line: bytes) -> None:
-        verb, _, argument_bytes = line.partition(b" ")
-        verb = verb.upper()
+    async def _run_command(self, verb: bytes, argument: str | None, line_bytes: int) -> None:
         method = _METHODS.get(verb)
         if method is None:
-            if verb in _WEB_VERBS:  # a web client made to talk to us; what follows is not meant as mail
+            if verb in WEB_VERBS:  # a web client made to talk to us; what follows is not meant as mail
                 self._refuse("command", "521 5.5.1 Error: this is an SMTP server")
             self._error("500 5.5.2 Error: command not recognized")
             return
-        if len(line) > COMMAND_BYTES_MAX and verb not in _LONG_COMMANDS:
+        if line_bytes > COMMAND_BYTES_MAX and verb not in LONG_COMMANDS:
             self._error(f"500 5.5.2 Error: {LineFault.TOO_LONG.value}")
             return
-        try:
-            argument = argument_bytes.decode().strip(" \t")
-        except UnicodeDecodeError:
+        if argument is None:
             self._error("501 5.5.2 Error: the argument is not UTF-8")
             return
         try:
@@ -371,4 +367,4 @@ _METHODS: Final = {
     for name, method in vars(SmtpSession).items()
     if name.startswith("smtp_")
 }
-_LONG_COMMANDS: Final = frozenset((b"MAIL", b"RCPT"))
+LONG_COMMANDS: Final = frozenset((b"MAIL", b"RCPT"))

@@ -38,6 +38,9 @@ READ_DEADLINE_S: Final = 10.0
 
 _T = TypeVar("_T")
 
+Submitted = Callable[[MessageId | None, Exception | None], None]
+"""Hears what became of a submitted message: its id, or an error."""
+
 
 class Replicator(Protocol):
     """What the client needs of `cluster.Node`."""
@@ -49,6 +52,16 @@ class Replicator(Protocol):
 
         Raises NotReplicated, OutcomeUnknown or Stopped.
         """
+
+    def propose(
+        self,
+        command: bytes,
+        done: Callable[[object, Exception | None], None],
+        *,
+        deadline_s: float = 10.0,
+        foreseen: Callable[[int], object] | None = None,
+    ) -> None:
+        """The same with a callback, which hears the result or the error; what is wrong at once is raised instead."""
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node has applied everything that was committed when it was called."""
@@ -65,7 +78,7 @@ class SpoolClient:
         self._machine = machine
         self._subscribers: list[Callable[[Changes], None]] = []
         self._reports = Reports(lambda command, deadline_s: node.replicate(command, deadline_s=deadline_s))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver changes to subscribers on `loop` from now on. Call once, before the node starts."""
@@ -95,17 +108,48 @@ class SpoolClient:
             Stopped: nothing was handed to the cluster.
             ValueError: there is no recipient, or an address that is no text.
         """
-        if _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES:
-            command = commands.encode_accept(envelope, content)
-            # A command that can be read is refused by nothing in the queue: the id is certain with the index.
-            foreseen = None if isinstance(commands.decode(command), Refusal) else _id_of_entry
+        if _fits_one_entry(envelope, content):
+            command, foreseen = _whole(envelope, content)
             answer = await self._node.replicate(command, deadline_s=deadline_s, foreseen=foreseen)
         else:
             answer = await self._accept_long(envelope, content, deadline_s)
-        if isinstance(answer, Refusal):
-            raise NotReplicated(f"refused: {answer.name}")
-        assert isinstance(answer, str), f"answer to an acceptance: {answer!r}"
-        return MessageId(answer)
+        return _accepted_id(answer)
+
+    def submit(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float, done: Submitted) -> None:
+        """As `accept`, for callbacks: a message that fits one entry costs no task and no future.
+
+        `done` is called once, with the id or with what `accept` would raise; perhaps before this returns, and often in
+        the middle of the node's own work: it must be quick, must not raise, and submits nothing itself.
+        """
+
+        def answered(answer: object, error: Exception | None) -> None:
+            try:
+                message = _accepted_id(answer) if error is None else None
+            except Exception as refused:
+                message, error = None, refused
+            done(message, error)
+
+        try:
+            if _fits_one_entry(envelope, content):
+                command, foreseen = _whole(envelope, content)
+                self._node.propose(command, answered, deadline_s=deadline_s, foreseen=foreseen)
+                return
+        except Exception as error:
+            done(None, error)
+            return
+
+        def over(task: asyncio.Task[object]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():
+                answered(None, OutcomeUnknown("the queue was closed before the message was committed"))
+            elif (error := task.exception()) is None:
+                answered(task.result(), None)
+            else:
+                answered(None, error if isinstance(error, Exception) else OutcomeUnknown(repr(error)))
+
+        task = asyncio.create_task(self._accept_long(envelope, content, deadline_s), name="spool-accept")
+        self._tasks.add(task)
+        task.add_done_callback(over)
 
     async def _accept_long(self, envelope: Envelope, content: Sequence[bytes], deadline_s: float) -> object:
         """Send the chunks, a few at a time; then the envelope, with the last of them if there is room for it."""
@@ -160,13 +204,14 @@ class SpoolClient:
     def _forget(self, upload: int) -> None:
         """Let the machine forget the chunks of an upload. It would in some minutes anyway: one try is enough."""
 
-        async def forget() -> None:
+        async def forget() -> object:
             try:
                 await self._node.replicate(commands.encode_forget_upload(upload), deadline_s=OPERATOR_DEADLINE_S)
             except (NotReplicated, OutcomeUnknown, Stopped) as error:
                 log.debug("upload not forgotten yet error=%s", type(error).__name__)
+            return None
 
-        task = asyncio.create_task(forget(), name="spool-forget-upload")
+        task: asyncio.Task[object] = asyncio.create_task(forget(), name="spool-forget-upload")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -336,6 +381,24 @@ class SpoolClient:
 
 def _id_of_entry(index: int) -> MessageId:
     return id_of_number(index << ORDINAL_BITS)
+
+
+def _fits_one_entry(envelope: Envelope, content: Sequence[bytes]) -> bool:
+    return _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES
+
+
+def _whole(envelope: Envelope, content: Sequence[bytes]) -> tuple[bytes, Callable[[int], object] | None]:
+    """Return the command of a message in one entry, and what foresees its id."""
+    command = commands.encode_accept(envelope, content)
+    # A command that can be read is refused by nothing in the queue: the id is certain with the index.
+    return command, None if isinstance(commands.decode(command), Refusal) else _id_of_entry
+
+
+def _accepted_id(answer: object) -> MessageId:
+    if isinstance(answer, Refusal):
+        raise NotReplicated(f"refused: {answer.name}")
+    assert isinstance(answer, str), f"answer to an acceptance: {answer!r}"
+    return MessageId(answer)
 
 
 def _envelope_bytes(envelope: Envelope) -> int:

@@ -86,10 +86,11 @@ class Room:
         self.answer: Callable[[], str | BaseException] = lambda: f"ID{len(self.accepted)}"
         self.is_ready = True
         self.handed_over = 0
+        self._commits: set[asyncio.Task[None]] = set()
         self._clients: list[Client] = []
         self._gate = asyncio.Event()
         self._gate.set()
-        self.server = SmtpServer(self.settings, accept=self.accept, ready=lambda: self.is_ready)
+        self.server = SmtpServer(self.settings, submit=self.submit, ready=lambda: self.is_ready)
 
     def shut_gate(self) -> None:
         """Let no commit through from now on."""
@@ -99,14 +100,24 @@ class Room:
         """Let them all through."""
         self._gate.set()
 
-    async def accept(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float) -> MessageId:
+    def submit(
+        self,
+        envelope: Envelope,
+        content: Sequence[bytes],
+        *,
+        deadline_s: float,
+        done: Callable[[MessageId | None, Exception | None], None],
+    ) -> None:
+        async def commit() -> None:
+            await self._gate.wait()
+            self.accepted.append((envelope, b"".join(content)))
+            answer = self.answer()
+            done(None, answer) if isinstance(answer, Exception) else done(MessageId(str(answer)), None)
+
         self.handed_over += 1
-        await self._gate.wait()
-        self.accepted.append((envelope, b"".join(content)))
-        answer = self.answer()
-        if isinstance(answer, BaseException):
-            raise answer
-        return MessageId(answer)
+        task = asyncio.get_running_loop().create_task(commit(), name="room-commit")
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
 
     async def connect(self, limit: int = 1 << 20) -> Client:
         host, port = self.server.addresses[0]

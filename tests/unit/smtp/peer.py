@@ -8,7 +8,6 @@ from typing import Any
 
 from smtpraft.config import SmtpSettings
 from smtpraft.smtp.server import SmtpServer
-from smtpraft.smtp.session import SmtpSession
 from smtpraft.spool.types import Envelope, MessageId
 
 
@@ -55,8 +54,11 @@ class FakeTransport(asyncio.Transport):
 class Peer:
     """A client's end of a session, and the cluster behind it."""
 
+    engine = "fast"
+    """Of the sessions; the fixture `engine` runs a test once for each."""
+
     def __init__(self, *, ready: bool = True, host: str = "127.0.0.1", **settings: Any) -> None:
-        self.settings = SmtpSettings(hostname="mx.test", **settings)
+        self.settings = SmtpSettings(hostname="mx.test", engine=self.engine, **settings)
         self.accepted: list[tuple[Envelope, bytes]] = []
         self.answer: Callable[[], Any] = lambda: MessageId(f"ID{len(self.accepted)}")
         self.gate: asyncio.Future[None] | None = None
@@ -64,7 +66,7 @@ class Peer:
         self.full = False
         self.server = SmtpServer(
             self.settings,
-            accept=self.accept,
+            submit=self.submit,
             ready=lambda: self.ready,
             full=lambda: self.full,
             clock=lambda: 0.0,
@@ -72,25 +74,50 @@ class Peer:
         )
         self.loop = asyncio.get_running_loop()
         self.transport = FakeTransport((host, 1025))
-        self.session = SmtpSession(self.server, self.loop)
+        self.session = self.server.session(self.loop)
         self.session.connection_made(self.transport)
 
-    async def accept(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float) -> MessageId:
+    def submit(
+        self,
+        envelope: Envelope,
+        content: Sequence[bytes],
+        *,
+        deadline_s: float,
+        done: Callable[[MessageId | None, Exception | None], None],
+    ) -> None:
         assert deadline_s == self.settings.commit_timeout_s
-        if self.gate is not None:
-            await self.gate
-        self.accepted.append((envelope, b"".join(content)))
-        answer = self.answer()
-        if isinstance(answer, BaseException):
-            raise answer
-        assert isinstance(answer, str)
-        return MessageId(answer)
+
+        def commit(_: object = None) -> None:
+            self.accepted.append((envelope, b"".join(content)))
+            answer = self.answer()
+            if isinstance(answer, Exception):
+                done(None, answer)
+            else:
+                assert isinstance(answer, str)
+                done(MessageId(answer), None)
+
+        if self.gate is None:
+            commit()
+        else:
+            self.gate.add_done_callback(commit)
+
+    def hear(self, data: bytes) -> None:
+        """The transport has received `data`."""
+        if isinstance(self.session, asyncio.BufferedProtocol):
+            while data:
+                room = self.session.get_buffer(-1)
+                part = data[: len(room)]
+                room[: len(part)] = part
+                self.session.buffer_updated(len(part))
+                data = data[len(part) :]
+        else:
+            self.session.data_received(data)
 
     async def settle(self) -> None:
         """Let the session go on until it waits for its client, or for the cluster."""
         for _ in range(10_000):
             await asyncio.sleep(0)
-            if self.session._waiter is not None or self.session._closing:
+            if self.session.waits or self.session.over:
                 return
             if self.gate is not None and not self.gate.done() and not self.transport.is_reading():
                 return
@@ -100,7 +127,7 @@ class Peer:
         """Send `data`; return what is answered."""
         await self.settle()
         heard = len(self.transport.writes)
-        self.session.data_received(data)
+        self.hear(data)
         await self.settle()
         return b"".join(self.transport.writes[heard:])
 
@@ -117,7 +144,7 @@ class Peer:
 
     async def finish(self) -> None:
         """The client hangs up."""
-        if not self.transport.closed or self.session._handler_coroutine is not None:
+        if not self.transport.closed or not self.session.over:
             self.session.eof_received()
             await self.settle()
         self.session.connection_lost(None)

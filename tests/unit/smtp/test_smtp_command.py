@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpraft.smtp.command import (
-    COMMAND_BYTES_MAX_EXTENDED,
-    CommandLines,
-    CommandRefused,
-    LineFault,
-    parse_mail,
-    parse_rcpt,
-)
+from smtpraft.smtp.command import CommandRefused, parse_mail, parse_rcpt
+from smtpraft.smtp.faults import COMMAND_BYTES_MAX_EXTENDED, LineFault
 
 
-def cut(chunks: Iterable[bytes]) -> list[bytes | LineFault]:
-    lines = CommandLines()
+def cut(scan: ModuleType, chunks: Iterable[bytes]) -> list[tuple[bytes, str | None, int] | LineFault]:
+    lines = scan.CommandLines()
     found = []
     for chunk in chunks:
         lines.feed(chunk)
-        while (line := lines.next_line()) is not None:
+        while (line := lines.next_command()) is not None:
             found.append(line)
     return found
 
@@ -54,6 +49,8 @@ def chunked(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
+NOOP = (b"NOOP", "", 4)
+
 STREAMS = st.lists(
     st.sampled_from(
         [b"NOOP", b"\r\n", b"\r\n", b"\n", b"\r", b"\0", b"\r\r\n", b"x" * 1500, b"MAIL FROM:<a@b>", b"\xff"]
@@ -63,45 +60,67 @@ STREAMS = st.lists(
 
 
 @given(STREAMS, st.lists(st.integers(0, 1 << 16), max_size=12))
-def test_any_chunking_of_the_same_bytes_gives_the_same_lines(data: bytes, cuts: list[int]) -> None:
+def test_any_chunking_of_the_same_bytes_gives_the_same_lines(scan: ModuleType, data: bytes, cuts: list[int]) -> None:
     expected = reference(data)
     for chunks in ([data], chunked(data, cuts), [data[place : place + 1] for place in range(len(data))]):
-        found = cut(chunks)
+        found = cut(scan, chunks)
         assert ["fault" if isinstance(line, LineFault) else "line" for line in found] == expected
-        assert [line for line in found if isinstance(line, bytes)] == [
-            line for line in cut([data]) if isinstance(line, bytes)
+        assert [line for line in found if isinstance(line, tuple)] == [
+            line for line in cut(scan, [data]) if isinstance(line, tuple)
         ]
 
 
-def test_only_crlf_ends_a_command() -> None:
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (b"", (b"", "", 0)),
+        (b"noop", (b"NOOP", "", 4)),
+        (b"Mail FROM:<a@b>", (b"MAIL", "FROM:<a@b>", 15)),
+        (b"RcPt  \tTO:<a@b> \t", (b"RCPT", "TO:<a@b>", 17)),
+        (b" MAIL", (b"", "MAIL", 5)),
+        (b"MAIL\tx", (b"MAIL\tX", "", 6)),
+        (b"xyzw a", (b"XYZW", "a", 6)),
+        ("VRFY ü".encode(), (b"VRFY", "ü", 7)),
+        (b"VRFY \xff", (b"VRFY", None, 6)),
+        (b"\xff\xfe x", (b"\xff\xfe", "x", 4)),
+        (b"QUIT ", (b"QUIT", "", 5)),
+    ],
+)
+def test_a_line_is_a_verb_and_an_argument(
+    scan: ModuleType, line: bytes, command: tuple[bytes, str | None, int]
+) -> None:
+    assert cut(scan, [line + b"\r\n"]) == [command]
+
+
+def test_only_crlf_ends_a_command(scan: ModuleType) -> None:
     """A line with a bare LF is one bad line: what follows the LF is no command (RFC 5321 §2.3.8)."""
-    assert cut([b"NOOP\nRCPT TO:<victim@x>\r\nNOOP\r\n"]) == [LineFault.BARE, b"NOOP"]
-    assert cut([b"NOOP\rQUIT\r\nNOOP\r\n"]) == [LineFault.BARE, b"NOOP"]
-    assert cut([b"NO\0OP\r\nNOOP\r\n"]) == [LineFault.BARE, b"NOOP"]
+    assert cut(scan, [b"NOOP\nRCPT TO:<victim@x>\r\nNOOP\r\n"]) == [LineFault.BARE, NOOP]
+    assert cut(scan, [b"NOOP\rQUIT\r\nNOOP\r\n"]) == [LineFault.BARE, NOOP]
+    assert cut(scan, [b"NO\0OP\r\nNOOP\r\n"]) == [LineFault.BARE, NOOP]
 
 
-def test_a_client_that_ends_lines_with_lf_is_answered_at_once() -> None:
-    assert cut([b"EHLO x\n"]) == [LineFault.BARE]
-    assert cut([b"EHLO x\n", b"EHLO y\n", b"z\r\nNOOP\r\n"]) == [LineFault.BARE, b"NOOP"]
+def test_a_client_that_ends_lines_with_lf_is_answered_at_once(scan: ModuleType) -> None:
+    assert cut(scan, [b"EHLO x\n"]) == [LineFault.BARE]
+    assert cut(scan, [b"EHLO x\n", b"EHLO y\n", b"z\r\nNOOP\r\n"]) == [LineFault.BARE, NOOP]
 
 
-def test_an_endless_line_is_answered_once_and_not_kept() -> None:
-    lines = CommandLines()
+def test_an_endless_line_is_answered_once_and_not_kept(scan: ModuleType) -> None:
+    lines = scan.CommandLines()
     faults = 0
     for _ in range(1000):
         lines.feed(b"x" * 10_000)
-        while lines.next_line() is not None:
+        while lines.next_command() is not None:
             faults += 1
     assert faults == 1
     assert len(lines.take_rest()) == 0
 
 
-def test_what_follows_data_is_not_lost() -> None:
-    lines = CommandLines()
+def test_what_follows_data_is_not_lost(scan: ModuleType) -> None:
+    lines = scan.CommandLines()
     lines.feed(b"DATA\r\nSubject: x\r\n\r\n.\r\nQUIT\r\n")
-    assert lines.next_line() == b"DATA"
+    assert lines.next_command() == (b"DATA", "", 4)
     assert lines.take_rest() == b"Subject: x\r\n\r\n.\r\nQUIT\r\n"
-    assert lines.next_line() is None
+    assert lines.next_command() is None
 
 
 @pytest.mark.parametrize(

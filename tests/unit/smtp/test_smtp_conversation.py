@@ -7,12 +7,15 @@ import itertools
 import logging
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpraft.smtp.session import ERRORS_MAX
 
 from .peer import MAIL, RCPT, Peer, codes
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 Message = tuple[tuple[str, ...], bytes]
 
@@ -116,7 +119,7 @@ async def converse(chunks: Iterable[bytes], size_max_bytes: int) -> tuple[list[i
         await peer.settle()
         if peer.session._closing:
             break
-        peer.session.data_received(chunk)
+        peer.hear(chunk)
     await peer.settle()
     if not peer.session._closing:
         peer.session.eof_received()

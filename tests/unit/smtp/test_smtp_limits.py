@@ -18,6 +18,8 @@ from smtpraft.smtp.session import (
 
 from .peer import MAIL, RCPT, Peer, codes
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 # Sizes and numbers.
 
 
@@ -79,16 +81,17 @@ async def test_a_stranger_may_only_send_here() -> None:
 
 
 async def test_memory_for_content_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpraft.smtp.session.MEMORY_WAIT_S", 0.01)
+    for engine in ("session", "protocol"):
+        monkeypatch.setattr(f"smtpraft.smtp.{engine}.MEMORY_WAIT_S", 0.01)
     peer = Peer(max_inflight_bytes=100_000, max_message_bytes=90_000)
     budget = peer.server.memory
     assert budget.try_reserve(60_000)  # other sessions
     assert codes(await peer.say(b"EHLO c\r\n" + MAIL + RCPT)) == [250, 250, 250]
-    peer.session.data_received(b"DATA\r\n")
+    peer.hear(b"DATA\r\n")
     await peer.until(lambda: peer.transport.writes[-1].startswith(b"452 4.3.1 "))
     budget.release(30_000)
     assert codes(await peer.say(b"DATA\r\n")) == [354]  # the transaction is as it was
-    peer.session.data_received(b"x" * 85_000)  # begun, and there is no more
+    peer.hear(b"x" * 85_000)  # begun, and there is no more
     await peer.until(lambda: budget.used_bytes == 30_000)
     assert (await peer.say(b"\r\n.\r\n")).startswith(b"452 4.3.1 ")
     budget.release(30_000)
@@ -101,10 +104,10 @@ async def test_a_session_without_memory_waits_and_does_not_read() -> None:
     peer = Peer(max_inflight_bytes=100_000, max_message_bytes=90_000)
     assert peer.server.memory.try_reserve(60_000)
     await peer.say(b"EHLO c\r\n" + MAIL + RCPT)
-    peer.session.data_received(b"DATA\r\n")
+    peer.hear(b"DATA\r\n")
     await peer.wait_committing()
     assert codes(peer.output) == [220, 250, 250, 250]
-    peer.session.data_received(b"early content\r\n.\r\n")
+    peer.hear(b"early content\r\n.\r\n")
     assert not peer.transport.is_reading()
     peer.server.memory.release(60_000)
     await peer.settle()
@@ -203,7 +206,7 @@ async def test_a_bare_octet_in_content_ends_the_session() -> None:
     assert (await peer.say(b"Subject: x\n.\nNOOP\r\n.\r\n")).startswith(b"521 5.5.2 ")
     assert peer.transport.half_closed
     assert not peer.transport.closed  # else the reply could be lost on the way
-    peer.session.data_received(b"MAIL FROM:<smuggled@x>\r\n")
+    peer.hear(b"MAIL FROM:<smuggled@x>\r\n")
     peer.session.check_time(peer.loop.time() + LINGER_S + 1, False)
     assert peer.transport.aborted
     assert not peer.accepted
@@ -244,7 +247,7 @@ async def test_a_command_that_comes_letter_by_letter_gains_no_time(monkeypatch: 
     for _ in range(4):
         now += 100
         peer.session.check_time(now, False)
-        peer.session.data_received(b"N")
+        peer.hear(b"N")
         await peer.wait_committing()
     assert peer.transport.writes[-1].startswith(b"421 4.4.2 ")
 
@@ -296,7 +299,7 @@ async def test_the_commit_has_its_own_time_and_the_clients_are_not_counted() -> 
     peer = Peer(command_timeout_s=1.0, data_timeout_s=1.0, commit_timeout_s=10.0)
     await peer.say(b"EHLO c\r\n" + MAIL + RCPT + b"DATA\r\n")
     peer.gate = peer.loop.create_future()
-    peer.session.data_received(b"x: y\r\n\r\n.\r\n")
+    peer.hear(b"x: y\r\n\r\n.\r\n")
     await peer.wait_committing()
     peer.session.check_time(peer.loop.time() + 10 + OVERDUE_COMMIT_S - 1, True)
     assert not peer.transport.closed

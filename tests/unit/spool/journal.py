@@ -183,6 +183,23 @@ class Single:
             assert foreseen(len(self.bench.journal.items)) == answer
         return answer
 
+    def propose(
+        self,
+        command: bytes,
+        done: Callable[[object, Exception | None], None],
+        *,
+        deadline_s: float | None = None,
+        foreseen: Callable[[int], object] | None = None,
+    ) -> None:
+        if self.refuse:
+            self.refuse -= 1
+            done(None, NotReplicated())
+            return
+        answer = self.bench.do(command, self.node)
+        if foreseen is not None:
+            assert foreseen(len(self.bench.journal.items)) == answer
+        done(answer, None)
+
     async def read_index(self, *, deadline_s: float | None = None) -> int:
         return len(self.bench.journal.items)
 
