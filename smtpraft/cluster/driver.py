@@ -65,6 +65,7 @@ from smtpraft.types import NO_NODE, NodeId
 
 log = logging.getLogger(__name__)
 
+JUDGE_S: Final = 0.02  # how often the disk is looked at: several times in an election timeout
 SWEEP_S: Final = 0.1  # how often deadlines and silence are looked at
 READ_THREADS: Final = 2
 
@@ -108,7 +109,7 @@ class Driver:
         self._role = Role.FOLLOWER
         self._leader = NO_NODE
         self._tick_handle: asyncio.TimerHandle | None = None
-        self._next_tick = self._next_sweep = 0.0
+        self._next_tick = self._next_judgement = self._next_sweep = 0.0
         self._leader_started_index = self._newest_stamp = 0
         self._leader_since = self.stand_aside_until = 0.0
         self._read_lease_s = options.read_lease_ms / 1000
@@ -508,7 +509,9 @@ class Driver:
         if self._turned is not None or self.reads.has_work(now) or self.proposals.has_some:
             self.want_turn()
         self.applier.hurry_old(now)
-        self._take_in(lambda: self.disk.judge(now, stand_aside=now < self.stand_aside_until))
+        if now >= self._next_judgement:
+            self._next_judgement = now + JUDGE_S
+            self._take_in(lambda: self.disk.judge(now, stand_aside=now < self.stand_aside_until))
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self.proposals.sweep(now)

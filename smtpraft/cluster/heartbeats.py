@@ -23,6 +23,8 @@ from smtpraft.types import NodeId
 NO_ROOM_BIT: Final = 1 << 63
 """In the age of a disk's writes, milliseconds: no mail is taken there. To an older release it is a very slow disk."""
 
+_ALWAYS_US: Final = 1 << 62  # this node has heard of itself just now, whenever that is
+
 
 class Heartbeats:
     """The heartbeat side of one node."""
@@ -37,6 +39,8 @@ class Heartbeats:
         digest_at: Callable[[int], int | None],
     ) -> None:
         self._me = me
+        self._contact_at: dict[NodeId, float] = {}
+        self._quorum_contact_s = 0.0
         self.set_voters(voters)
         self._grant_window_s = grant_window_s
         self._digest_at = digest_at
@@ -56,7 +60,6 @@ class Heartbeats:
         self.short_of_room: set[NodeId] = set()
         self.applied: dict[NodeId, int] = {}
         self.round_trip_s: dict[NodeId, float] = {}
-        self._contact_at: dict[NodeId, float] = {}
         self._sent_us: dict[NodeId, int] = {}
         self.leader_contact_at = 0.0
 
@@ -75,6 +78,7 @@ class Heartbeats:
         """This node has become leader."""
         self.granter = LeaseGranter(self.holder.lease_s, self._grant_window_s, now)
         self._contact_at.clear()
+        self._contact()
         self.applied.clear()
         self.disk_lag_ms.clear()
         self.short_of_room.clear()
@@ -86,16 +90,21 @@ class Heartbeats:
     def set_voters(self, voters: ConfState) -> None:
         """Other members have the say from now on; of a joint membership, majorities of both sets."""
         self._voter_sets = [nodes for nodes in (voters.voters, voters.voters_outgoing) if nodes]
+        self._contact()
 
     def quorum_contact_at(self, now: float) -> float:
         """As leader: when the newest heartbeat left that a majority, this node included, has answered; 0 if none."""
+        return min(now, self._quorum_contact_s)
+
+    def _contact(self) -> None:
+        """Whom a majority heard from has changed; it is asked for many times until it changes again."""
         latest = [
             fastlog.quorum_index(
-                [int((now if node == self._me else self._contact_at.get(node, 0.0)) * 1e6) for node in nodes]
+                [_ALWAYS_US if node == self._me else int(self._contact_at.get(node, 0.0) * 1e6) for node in nodes]
             )
             for nodes in self._voter_sets
         ]
-        return min(latest, default=0) / 1e6
+        self._quorum_contact_s = min(latest, default=0) / 1e6
 
     def contact_at(self, node: NodeId) -> float:
         """As leader: when the newest heartbeat left that `node` has answered; 0 if none."""
@@ -167,6 +176,7 @@ class Heartbeats:
                 trips = self.round_trips[sender] = Durations(ROUND_TRIP_BUCKETS_S)
             trips.add(now - sent_at)
             self._contact_at[sender] = max(self._contact_at.get(sender, 0.0), min(sent_at, now))
+            self._contact()
             self.applied[sender] = applied_index
             self.disk_lag_ms[sender] = disk & ~NO_ROOM_BIT
             (self.short_of_room.add if disk & NO_ROOM_BIT else self.short_of_room.discard)(sender)

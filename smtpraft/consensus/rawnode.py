@@ -22,7 +22,7 @@ from random import Random
 from typing import Final
 
 from smtpraft.consensus import leader
-from smtpraft.consensus.confchange import ConfChangeV2, encode_conf_change
+from smtpraft.consensus.confchange import ConfChangeV2, Membership, encode_conf_change
 from smtpraft.consensus.config import Config
 from smtpraft.consensus.errors import InvalidMessage, LocalMessage, PeerNotFound, ProposalDropped
 from smtpraft.consensus.messages import (
@@ -156,6 +156,8 @@ class RawNode:
         self.raft.abstains_through = abstains_through
         self.id = config.id
         self.log = log
+        self._conf_of: Membership | None = None
+        self._conf_state = conf_state
         self._async = config.async_storage
         self._last_soft = SoftState(self.raft.leader_id, self.raft.role)
         self._last_hard = self.raft.hard_state
@@ -249,7 +251,10 @@ class RawNode:
     @property
     def conf_state(self) -> ConfState:
         """The membership that was applied last."""
-        return self.raft.tracker.membership.conf_state()
+        membership = self.raft.tracker.membership
+        if membership is not self._conf_of:  # Asked for with every message, and it changes once in a blue moon.
+            self._conf_of, self._conf_state = membership, membership.conf_state()
+        return self._conf_state
 
     def progress(self, node: NodeId) -> Progress | None:
         """Return what is known of a member, to look at; it means something only while this node leads."""
