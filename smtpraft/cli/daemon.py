@@ -177,6 +177,7 @@ class Daemon:
             watchers = [
                 tasks.create_task(self._watch_node(), name="node-watch"),
                 tasks.create_task(self._watch_quorum(), name="quorum-watch"),
+                tasks.create_task(self._scrub_queue(), name="queue-scrub"),
                 tasks.create_task(self._watch_delivery(), name="delivery-watch"),
                 tasks.create_task(self._tell_status(), name="status"),
             ]
@@ -208,6 +209,7 @@ class Daemon:
         try:
             self.node = Node(node_options(config, self._secret), self.machine)
             self.machine.read_entry = self.node.read_entry_blocking
+            self.machine.on_damage = self.node.damaged
             self.client = SpoolClient(self.node, self.machine)
             self.keys = KeyValues(self.node, self.machine)
             self.smtp = SmtpServer(
@@ -276,6 +278,10 @@ class Daemon:
     def _delivery_failed(self, error: BaseException) -> None:
         if not self._delivery_error.done():
             self._delivery_error.set_result(error)
+
+    async def _scrub_queue(self) -> None:
+        if rate := self.config.cluster.scrub_bytes_per_s:
+            await self.client.scrub(rate)
 
     async def _watch_quorum(self) -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Final
 
 from smtpraft.cluster.applier import Applier
+from smtpraft.cluster.machine import StateDamaged
 from smtpraft.consensus import HardState, RawNode
 from smtpraft.errors import Fatal
 from smtpraft.fastlog import Log
@@ -25,6 +26,27 @@ from smtpraft.types import NO_NODE, NodeId
 log = logging.getLogger(__name__)
 
 SAY_EVERY_S: Final = 10.0
+
+
+def open_machine(applier: Applier, entries: Log, *, alone: bool) -> dict[NodeId, int]:
+    """Open the state machine, if need be with nothing in place of what is damaged; return the open sessions.
+
+    Raises:
+        StateDamaged: nobody has what it would be built anew from.
+    """
+    try:
+        _, sessions = applier.open()
+    except StateDamaged as error:
+        if alone and entries.prev_index:
+            log.error(
+                "the state machine is damaged, and what it was made of is compacted: restore a snapshot of it "
+                "(`smtpraft snapshot restore`); nothing is changed"
+            )
+            raise
+        log.error("the state machine is damaged, put aside, and built anew from the log, or the others: %s", error)
+        error.put_aside()
+        _, sessions = applier.open()
+    return sessions
 
 
 def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: Applier, *, alone: bool) -> HardState:
@@ -55,7 +77,7 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
         # as a snapshot, which no log that is whole would take. So the log goes too, and with it the vote for a time.
         log.error("the log begins after %d, the state machine has applied %d: it is lost", entries.prev_index, applied)
         stored = StoredHardState(wal.abstain().term)
-        wal.restart(0, 0, stored)
+        wal.restart(0, 0, stored, keep=True)
         entries.restore(0, 0)
     commit = stored.commit if wal.abstain_term else max(stored.commit, applied)
     commit = max(entries.prev_index, min(commit, entries.last_index))

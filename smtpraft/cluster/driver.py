@@ -26,7 +26,7 @@ from typing import Final
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope, retention, wire
-from smtpraft.cluster.abstention import Abstention, where_to_begin
+from smtpraft.cluster.abstention import Abstention, open_machine, where_to_begin
 from smtpraft.cluster.admission import first_members
 from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
@@ -36,7 +36,7 @@ from smtpraft.cluster.disk_health import DiskHealth
 from smtpraft.cluster.enrolment import Enrolment
 from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.heartbeats import Heartbeats
-from smtpraft.cluster.machine import StateMachine
+from smtpraft.cluster.machine import StateDamaged, StateMachine
 from smtpraft.cluster.outbound import Outbound
 from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.proposing import Proposing
@@ -126,7 +126,7 @@ class Driver:
             on_failure=self.fail,
             read_entries=self.read_entries_blocking,
         )
-        _, sessions = self.applier.open()
+        sessions = open_machine(self.applier, entries, alone=not options.has_company)
         hard_state = where_to_begin(entries, wal, stored, self.applier, alone=not options.has_company)
         conf_state, members = first_members(options, identity.facts, self.applier.members)
         self.heartbeats = Heartbeats(
@@ -152,7 +152,7 @@ class Driver:
         self.disk = DiskHealth(
             options, self.writer, self.applier, self.core, self.heartbeats, self.reader, self._connected
         )
-        self._scrubbing = Scrubbing(wal, entries, self.reader, options.scrub_bytes_per_s, self._scrub_found)
+        self._scrubbing = Scrubbing(wal, entries, self.reader, options.scrub_bytes_per_s, self.damaged)
         self._abstention = Abstention(wal, entries, self.core, self.reader, self._failed_elsewhere)
         self._appends = Appends(self.core, entries)
         self._compaction = Compaction(
@@ -566,12 +566,14 @@ class Driver:
         if not self.failed.done():
             if not isinstance(error, Removed):
                 log.error("failed node=%s reason=%s: %s", self.id, type(error).__name__, error, exc_info=error)
+            if isinstance(error, StateDamaged) and self.enrolment.roster.has_others:
+                error.note()  # the next start need not find it again
             self.failed.set_result(error)
             self.heartbeats.holder.give_up()
             self._nobody_waits()
             self._tell_turned()
 
-    def _scrub_found(self, error: BaseException) -> None:
+    def damaged(self, error: BaseException) -> None:
         """From a thread. With other members this node stops, and heals at its next start; alone that would not help."""
         if self.enrolment.roster.has_others:
             self._failed_elsewhere(error)

@@ -10,12 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from smtpraft.errors import SmtpRaftError
+from smtpraft.errors import Fatal, SmtpRaftError
 from smtpraft.types import NodeId
 
 
 class NoRoom(SmtpRaftError):
     """There is no room to apply a batch; nothing of it was applied. The same batch is given again until there is."""
+
+
+class StateDamaged(Fatal):
+    """The machine's own files are not what it wrote. With others, or with all of the log, it can be built anew."""
+
+    def note(self) -> None:
+        """Remember it durably: until `put_aside`, `open` raises this again. Any thread."""
+        raise NotImplementedError
+
+    def put_aside(self) -> None:
+        """Keep the files for people to look at, under other names; `open` then begins with nothing."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,10 @@ class StateMachine(Protocol):
     """
 
     def open(self) -> Applied:
-        """Return what survived the last run. A fresh machine answers `Applied(0, b"")`."""
+        """Return what survived the last run. A fresh machine answers `Applied(0, b"")`.
+
+        It may be called again after it raised `StateDamaged`, which any method may.
+        """
 
     def apply(self, items: Sequence[Item], notes: bytes) -> Sequence[object]:
         """Apply contiguous items in order, and store the last index and `notes` in the same transaction.

@@ -22,7 +22,7 @@ from smtpraft.cluster.durations import Durations
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
-from smtpraft.cluster.machine import StateMachine
+from smtpraft.cluster.machine import StateDamaged, StateMachine
 from smtpraft.cluster.members import rows_of
 from smtpraft.cluster.proposals import Done
 from smtpraft.cluster.requests import Arguments
@@ -270,6 +270,14 @@ class Node:
         self._check_running()
         async with self._driver.snapshots.fresh() as copy:
             yield copy
+
+    def damaged(self, error: StateDamaged) -> None:
+        """The state machine has read what it did not write: stop, and heal at the next start. From any thread.
+
+        Without other members the node goes on: stopping would help nobody.
+        """
+        if self._started:
+            self._driver.damaged(error)
 
     def lease_valid(self, margin_s: float = 0.0) -> bool:
         """Return whether this node may work on what it owns for at least `margin_s` more seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -14,6 +15,7 @@ from smtpraft.spool import commands
 from smtpraft.spool.commands import OPERATOR_BATCH_MAX, Refusal
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.spool.reports import Reports
+from smtpraft.spool.scrub import scrub
 from smtpraft.spool.types import (
     CHUNK_BYTES,
     ORDINAL_BITS,
@@ -307,6 +309,7 @@ class SpoolClient:
 
         Raises:
             MessageNotFound: it has left the queue.
+            SpoolDamaged: its copy is gone, or is not what was written.
         """
         if isinstance(message, str):
             info = await self._read(self._machine.reader.get, number_of(message))
@@ -321,6 +324,8 @@ class SpoolClient:
                 # Copied before the log forgot it, and the copy goes with the message.
                 copies = await self._read(self._machine.reader.bodies, [part])
                 if part.number not in copies:
+                    if await self._read(self._machine.reader.get, number_of(message.id)) is not None:
+                        await self._read(self._machine.reader.lacks, part)
                     raise MessageNotFound(message.id) from None
                 pieces.append(copies[part.number])
             else:
@@ -339,6 +344,12 @@ class SpoolClient:
     async def due(self, node: NodeId, until_ms: int, limit: int) -> list[MessageInfo]:
         """Return up to `limit` deferred, not held messages of `node` due by `until_ms`, soonest first."""
         return await self._read(self._machine.reader.due, node, until_ms, limit)
+
+    async def scrub(self, bytes_per_s: int) -> None:
+        """Read the queue's database through and verify it, at that rate, again and again, until cancelled."""
+        reader = self._machine.reader
+        with contextlib.suppress(Stopped):
+            await scrub(lambda: self._read(reader.refresh), lambda place: self._read(reader.scrub, place), bytes_per_s)
 
     async def _read(self, query: Callable[..., _T], *arguments: object) -> _T:
         reader = self._machine.reader

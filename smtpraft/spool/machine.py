@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import apsw
@@ -20,11 +21,11 @@ from smtpraft.spool.checkpointer import Checkpointer
 from smtpraft.spool.commands import NewerCommand
 from smtpraft.spool.counters import decode_counters
 from smtpraft.spool.digest import RollingDigest
-from smtpraft.spool.errors import SpoolFull, SpoolNewer
+from smtpraft.spool.errors import SpoolDamaged, SpoolFull, SpoolNewer
 from smtpraft.spool.queue import Queue
 from smtpraft.spool.reader import Reader
 from smtpraft.spool.snapshot import group_parts, put_bodies, replace_database, write_copy
-from smtpraft.spool.store import Store
+from smtpraft.spool.store import DAMAGE, Store
 from smtpraft.spool.types import ORDINAL_BITS, Changes
 from smtpraft.types import NodeId
 
@@ -56,7 +57,9 @@ class SpoolMachine:
         self.read_entry: Callable[[int], bytes] | None = None
         self.on_changes: Callable[[Changes], object] | None = None
         """Called on the apply thread after a batch is committed, if it changed something for this node."""
-        self.reader = Reader(path)
+        self.on_damage: Callable[[SpoolDamaged], object] | None = None
+        """Called, on the thread that read it, when something was read that is not what was written."""
+        self.reader = Reader(path, self._tell_damage)
         """Reads what is committed, on a thread of its own."""
         self._path = path
         self._monotonic = monotonic
@@ -76,16 +79,20 @@ class SpoolMachine:
         """Open or create the database; return how far it is applied.
 
         Raises:
-            SpoolUnusable: it is damaged, or not a spool.
+            SpoolDamaged: it is damaged. After `put_aside` this may be called again.
+            SpoolUnusable: it is not a spool.
             SpoolNewer: a newer version wrote it.
         """
         try:
-            meta = self._store.open()
-            self._restore()
-            self.reader.open()
-            self._checkpointer.open()
+            with self._damage_named():
+                meta = self._store.open()
+                self._restore()
+                self.reader.open()
+                self._checkpointer.open()
         except BaseException:
-            self.close()
+            self._checkpointer.close()
+            self.reader.suspend()
+            self._store.close()
             raise
         tell = self.on_changes
         if self._installed and tell is not None:
@@ -93,6 +100,17 @@ class SpoolMachine:
         self._installed = False
         log.info("spool open path=%s applied_index=%d counters=%s", self._path, self._applied_index, meta.counters)
         return Applied(meta.applied_index, meta.notes)
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGE as error:
+            raise SpoolDamaged(self._path, f"damaged: {error}") from error
+
+    def _tell_damage(self, error: SpoolDamaged) -> None:
+        if self.on_damage is not None:
+            self.on_damage(error)
 
     def _restore(self) -> None:
         """Take everything in memory from the database: at start, and after a transaction was undone."""
@@ -133,6 +151,10 @@ class SpoolMachine:
         except NewerCommand as error:
             self._undo()
             raise SpoolNewer(self._path, f"{error}: upgrade this node") from error
+        except DAMAGE as error:
+            with suppress(apsw.Error):
+                store.rollback()
+            raise SpoolDamaged(self._path, f"damaged: {error}") from error
         except BaseException:
             self._undo()
             raise
@@ -188,7 +210,8 @@ class SpoolMachine:
         """
         if (self._synced_index, self._synced_copies) != (self._applied_index, self._queue.copied_index):
             try:
-                self._sync()
+                with self._damage_named():
+                    self._sync()
             except apsw.FullError as error:
                 log.warning("spool not synced: no room path=%s error=%s", self._path, error)
         return self._synced_index if self._copied else min(self._synced_index, self._synced_copies)
@@ -206,7 +229,8 @@ class SpoolMachine:
         assert to_index <= self._applied_index, f"compaction to {to_index}, applied {self._applied_index}"
         try:
             if to_index > self._queue.copied_index:
-                self._copy_up_to(to_index)
+                with self._damage_named():
+                    self._copy_up_to(to_index)
             self._copied = True
         except apsw.FullError as error:
             self._copied = False
@@ -243,10 +267,13 @@ class SpoolMachine:
 
         Raises:
             SpoolFull: no room for it.
+            SpoolDamaged: the database, or the copy of it, is not what was written.
             OSError: the disk, or SQLite, cannot do it now.
         """
         try:
             meta = write_copy(self._path, path, self._reader_of_entries())
+        except DAMAGE as error:
+            raise self.reader.damaged(error) from error
         except apsw.Error as error:  # the state itself is the apply thread's to judge
             raise OSError(f"{path}: {error}") from error
         return Applied(meta.applied_index, meta.notes)

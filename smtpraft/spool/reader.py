@@ -5,27 +5,53 @@ Each query is one short read transaction, so that it never holds up a checkpoint
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
 import msgspec
 
+from smtpraft.spool.errors import SpoolDamaged
 from smtpraft.spool.keyvalues import KeyInfo, KeyValue
-from smtpraft.spool.store import read_messages
+from smtpraft.spool.scrub import Place, check_piece
+from smtpraft.spool.store import DAMAGE, RotError, read_bodies, read_messages
+from smtpraft.spool.sums import row_sum
 from smtpraft.spool.types import BodyPart, EndedMessage, MessageInfo, Recipient, id_of_number
 from smtpraft.types import NodeId
 
+log = logging.getLogger(__name__)
+
 PAGE_MESSAGES: Final = 500  # read in one transaction
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _verified(query: Callable[Concatenate[Reader, _P], _T]) -> Callable[Concatenate[Reader, _P], _T]:
+    """Let whoever asks hear of damage as `SpoolDamaged`, after the node did."""
+
+    def ask(self: Reader, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
+        try:
+            return query(self, *arguments, **named)
+        except DAMAGE as error:
+            raise self.damaged(error) from error
+
+    ask.__doc__ = query.__doc__
+    return ask
 
 
 class Reader:
     """Queries by message number. Its methods block: run them in `executor`, which is one thread."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, on_damage: Callable[[SpoolDamaged], object] = lambda error: None) -> None:
+        """`on_damage` hears of what is not what was written, on the reader's thread, before who asked for it."""
         self._path = path
+        self._on_damage = on_damage
+        self._fd = -1
         self._connection: apsw.Connection | None = None
         self.closed = False
         self._go_on = threading.Event()
@@ -58,6 +84,7 @@ class Reader:
 
         self.executor.submit(wait)
         suspended.wait()
+        self._forget_file()  # another file takes its name, once the writer has closed this one too
 
     def close(self) -> None:
         """Wait for the query under way, drop those that wait."""
@@ -67,11 +94,42 @@ class Reader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._forget_file()
 
+    def damaged(self, error: Exception) -> SpoolDamaged:
+        """Tell the node; return what to tell who asked."""
+        damage = SpoolDamaged(self._path, f"damaged: {error}")
+        log.error("found damage reason=%r", str(damage))
+        self._on_damage(damage)
+        return damage
+
+    def refresh(self) -> None:
+        """Have what is read next come from the device, as far as it is in nobody's way."""
+        if self._fd < 0:
+            # Kept as long as the database is open: to close it would take the process's locks on the file along.
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _forget_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @_verified
+    def scrub(self, place: Place) -> tuple[Place | None, int]:
+        """Verify what follows `place`; see `scrub.check_piece`."""
+        assert self._connection is not None, "the reader is open"
+        found: tuple[Place | None, int]
+        with self._connection:
+            found = check_piece(self._connection.cursor(), place)
+        return found
+
+    @_verified
     def page(self, after: int, limit: int) -> list[MessageInfo]:
         """Return up to `limit` messages with a number above `after`, in order."""
         return self._pages("id > ? ORDER BY id LIMIT ?", (), after, limit)
 
+    @_verified
     def owned(self, node: str, after: int, limit: int) -> list[MessageInfo]:
         """Return up to `limit` messages of `node` with a number above `after`, in order."""
         return self._pages("owner = ? AND id > ? ORDER BY id LIMIT ?", (node,), after, limit)
@@ -87,6 +145,7 @@ class Reader:
             after = last
         return found
 
+    @_verified
     def due(self, node: str, until_ms: int, limit: int) -> list[MessageInfo]:
         """Return up to `limit` deferred, not held messages of `node` that are due by `until_ms`, soonest first."""
         found: list[MessageInfo] = []
@@ -104,6 +163,7 @@ class Reader:
             after = page[-1].next_attempt_ms, last
         return found
 
+    @_verified
     def get(self, number: int) -> MessageInfo | None:
         """Return a message, or None."""
         found, _ = self._read("id = ?", (number,))
@@ -115,6 +175,7 @@ class Reader:
             messages = read_messages(self._connection.cursor(), condition, values)
         return [message.info() for message in messages], messages[-1].number if messages else 0
 
+    @_verified
     def oldest_ms(self) -> int | None:
         """Return when the oldest queued message was accepted, by the machine's time; None if there is none."""
         assert self._connection is not None, "the reader is open"
@@ -123,15 +184,20 @@ class Reader:
         ).fetchall()
         return rows[0][0] if rows else None
 
+    @_verified
     def bodies(self, parts: Sequence[BodyPart]) -> dict[int, bytes]:
         """Return the copies of those parts that the spool has, by number."""
         assert self._connection is not None, "the reader is open"
         numbers = msgspec.json.encode([part.number for part in parts]).decode()
-        rows = self._connection.execute(
-            "SELECT part, content FROM bodies WHERE part IN (SELECT value FROM json_each(?))", (numbers,)
-        )
-        return {part: content for part, content in rows}  # noqa: C416
+        condition = "part IN (SELECT value FROM json_each(?))"
+        return read_bodies(self._connection.cursor(), condition, (numbers,))
 
+    @_verified
+    def lacks(self, part: BodyPart) -> None:
+        """The copy of a part of a message that is in the queue is not there: the disk lost it."""
+        raise RotError(f"the copy of body {part.number:x} is missing")
+
+    @_verified
     def ended(self, number: int) -> EndedMessage | None:
         """Return the record of a message that left, if it is among the last to do so."""
         assert self._connection is not None, "the reader is open"
@@ -156,14 +222,21 @@ class Reader:
             msgspec.json.decode(recipients, type=tuple[Recipient, ...]),
         )
 
+    @_verified
     def key(self, key: str) -> KeyValue | None:
         """Return a key of the map, or None."""
         assert self._connection is not None, "the reader is open"
         rows: list[tuple[Any, ...]] = self._connection.execute(
-            "SELECT value, revision FROM keys WHERE key = ?", (key,)
+            "SELECT value, revision, sum FROM keys WHERE key = ?", (key,)
         ).fetchall()
-        return KeyValue(key, *rows[0]) if rows else None
+        if not rows:
+            return None
+        value, revision, found = rows[0]
+        if found not in {None, row_sum((key, value, revision))}:
+            raise RotError(f"key {key!r} is not what was written")
+        return KeyValue(key, value, revision)
 
+    @_verified
     def keys(self, prefix: str, after: str, limit: int) -> list[KeyInfo]:
         """Return up to `limit` keys that begin with `prefix` and are above `after`, in order."""
         assert self._connection is not None, "the reader is open"

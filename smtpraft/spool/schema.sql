@@ -1,5 +1,6 @@
--- The replicated mail queue, format 2. Every node has the same rows in all tables but `bodies` and the last
--- two columns of `meta`. A message's id is `log index << 12 | ordinal`: see types.py.
+-- The replicated mail queue, format 3. Every node has the same rows in all tables but `bodies` and the last
+-- three columns of `meta`, and the same but for
+-- sums that are null: see sums.py. A message's id is `log index << 12 | ordinal`: see types.py.
 
 CREATE TABLE meta (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -11,10 +12,12 @@ CREATE TABLE meta (
     counters TEXT NOT NULL,         -- JSON: what the queue holds and has seen
     notes BLOB NOT NULL,            -- the cluster's own, kept for it in the same transaction
     copied_index INTEGER NOT NULL,  -- this node's own: living bodies in entries up to here are in `bodies`
-    syncs INTEGER NOT NULL          -- this node's own: how often everything was synced
+    syncs INTEGER NOT NULL,         -- this node's own: how often everything was synced
+    sum INTEGER,                    -- see sums.py: here, and in every table that has one; since format 3
+    copied_sum INTEGER
 ) STRICT;
 
-INSERT INTO meta VALUES (1, 0, 0, zeroblob(32), 0, zeroblob(32), '{}', x'', 0, 0);
+INSERT INTO meta VALUES (1, 0, 0, zeroblob(32), 0, zeroblob(32), '{}', x'', 0, 0, NULL, NULL);
 
 CREATE TABLE messages (             -- a row goes when its last recipient is final
     id INTEGER PRIMARY KEY,
@@ -31,7 +34,8 @@ CREATE TABLE messages (             -- a row goes when its last recipient is fin
     sender TEXT NOT NULL,           -- '' is the null reverse-path
     client_host TEXT NOT NULL,
     helo TEXT NOT NULL,
-    auth TEXT NOT NULL
+    auth TEXT NOT NULL,
+    sum INTEGER
 ) STRICT;
 
 -- A message that leaves at the first attempt never enters this index.
@@ -47,6 +51,7 @@ CREATE TABLE recipients (           -- final ones too, as long as their message 
     last_attempt_ms INTEGER NOT NULL,
     last_status TEXT NOT NULL,
     last_reply TEXT NOT NULL,
+    sum INTEGER,
     PRIMARY KEY (message, ordinal)
 ) STRICT, WITHOUT ROWID;
 
@@ -66,7 +71,8 @@ CREATE INDEX chunks_message ON chunks (message) WHERE message IS NOT NULL;
 
 CREATE TABLE bodies (               -- this node's own: copies made before the log forgot the entry
     part INTEGER PRIMARY KEY,       -- id of the message, or `entry << 12` of a chunk
-    content BLOB NOT NULL
+    content BLOB NOT NULL,
+    sum INTEGER
 ) STRICT;
 
 CREATE TABLE nodes (
@@ -92,8 +98,9 @@ CREATE TABLE history (              -- a ring: the last 10,000 messages that lef
 CREATE TABLE keys (                 -- the key-value map; since format 2, see _UPGRADES in store.py
     key TEXT PRIMARY KEY,
     value BLOB NOT NULL,
-    revision INTEGER NOT NULL       -- index of the entry that wrote it
+    revision INTEGER NOT NULL,      -- index of the entry that wrote it
+    sum INTEGER
 ) STRICT;
 
 PRAGMA application_id = 0x736D7471; -- "smtq"
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;

@@ -6,7 +6,6 @@ bodies that are only in the log: after that it names nothing outside itself, and
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -18,12 +17,14 @@ from typing import Final
 import apsw
 
 from smtpraft.spool.errors import SpoolFull
-from smtpraft.spool.store import Meta, Store, sync_directory
+from smtpraft.spool.files import remove_mark, remove_sides, sync_directory
+from smtpraft.spool.scrub import check_all
+from smtpraft.spool.store import Meta, Store
 from smtpraft.spool.types import ORDINAL_BITS, BodyPart
 
 STEP_PAGES: Final = 256  # 1 MiB
+REST_S: Final = 0.002  # between two pieces that are verified: others want the interpreter too
 COPY_BYTES: Final = 4 * 1024 * 1024  # of bodies in one transaction: about 10 ms
-SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
 def write_copy(source: str, target: str, read_entry: Callable[[int], bytes], *, gently: bool = True) -> Meta:
@@ -34,6 +35,7 @@ def write_copy(source: str, target: str, read_entry: Callable[[int], bytes], *, 
 
     Raises:
         SpoolFull: no room; what there is of `target` is of no use.
+        apsw.Error, RotError, UnicodeDecodeError: one of them is damaged, or the disk failed.
     """
     pause = threading.Event()
     live = apsw.Connection(source, flags=apsw.SQLITE_OPEN_READONLY)
@@ -75,6 +77,8 @@ def _complete(path: str, read_entry: Callable[[int], bytes], pause: threading.Ev
                 pause.wait(monotonic() - began)
         with store.transaction():
             store.set_copied(meta.applied_index)
+        # It may be sent to one who needs it because of damage: it must not come from here.
+        check_all(store.cursor(), (lambda: pause.wait(REST_S)) if pause is not None else (lambda: False))
     except apsw.FullError as error:
         raise SpoolFull(f"{path}: {error}") from error
     finally:
@@ -110,9 +114,7 @@ def replace_database(path: str, snapshot: str) -> None:
     A crash leaves the old database, perhaps without its last commits, and `snapshot`; or only the new one.
     """
     directory = os.path.dirname(os.path.abspath(path))
-    for suffix in SIDE_FILES:  # Or SQLite would take the old one's log for the new one's.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + suffix)
+    remove_sides(path)
     sync_directory(directory)
     try:
         os.rename(snapshot, path)
@@ -122,6 +124,7 @@ def replace_database(path: str, snapshot: str) -> None:
         _move_across(snapshot, path)
     sync_directory(directory)
     sync_directory(os.path.dirname(os.path.abspath(snapshot)))
+    remove_mark(path)
 
 
 def _move_across(source: str, target: str) -> None:

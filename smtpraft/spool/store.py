@@ -5,7 +5,8 @@ The tables are in schema.sql. The database *is* the snapshot of the state machin
 a copy of it serves any node.
 
 WAL mode, synchronous=NORMAL: a commit costs no sync. What a power loss takes is replayed from the log, which is never
-cut beyond what `sync` has made safe. Checkpoints are the checkpointer's business, never a commit's.
+cut beyond what `sync` has made safe. Checkpoints are the checkpointer's business, never a commit's. What a disk may do
+to rows that are at rest: `sums`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import msgspec
 
 from smtpraft.spool.checkpointer import move_pages
 from smtpraft.spool.commands import STATE_NUMBERS, STATES
-from smtpraft.spool.errors import SpoolNewer, SpoolUnusable
+from smtpraft.spool.errors import SpoolDamaged, SpoolNewer, SpoolUnusable
+from smtpraft.spool.files import noted_damage, sync_directory
 from smtpraft.spool.message import Message
+from smtpraft.spool.sums import body_sum, message_sum, owner_sum, row_sum
 from smtpraft.spool.types import ORDINAL_BITS, BodyPart, Recipient
 from smtpraft.types import NodeId
 
 APPLICATION_ID: Final = 0x736D7471  # "smtq"
-FORMAT: Final = 2
+FORMAT: Final = 3
 SQLITE_VERSION_MIN: Final = 3_051_003  # before: two connections and a checkpoint could corrupt a WAL database
 WAL_KEPT_BYTES: Final = 32 * 1024 * 1024
 CACHE_KIB: Final = 16 * 1024
@@ -38,6 +41,10 @@ HISTORY_MESSAGES: Final = 10_000
 _UPGRADES: Final = {  # what brings a file of the format to the next one; schema.sql is of the newest
     1: "CREATE TABLE keys (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;"
     " PRAGMA user_version = 2",
+    2: "ALTER TABLE meta ADD COLUMN sum INTEGER; ALTER TABLE meta ADD COLUMN copied_sum INTEGER;"
+    " ALTER TABLE messages ADD COLUMN sum INTEGER; ALTER TABLE recipients ADD COLUMN sum INTEGER;"
+    " ALTER TABLE bodies ADD COLUMN sum INTEGER; ALTER TABLE keys ADD COLUMN sum INTEGER;"
+    " PRAGMA user_version = 3",
 }
 
 _SCHEMA: Final = importlib.resources.files("smtpraft.spool").joinpath("schema.sql")
@@ -63,8 +70,8 @@ MessageRow = tuple[int, NodeId, int, int, int, int, int, int, int, int, NodeId, 
 RecipientRow = tuple[int, int, str, int, int, int, int, str, str]
 HistoryRow = tuple[int, int, int, str, str, int, int, str, int, int, str]
 
-_UPSERT_MESSAGES: Final = _upserts("messages", 15)
-_UPSERT_RECIPIENTS: Final = _upserts("recipients", 9)
+_UPSERT_MESSAGES: Final = _upserts("messages", 16)
+_UPSERT_RECIPIENTS: Final = _upserts("recipients", 10)
 _UPSERT_HISTORY: Final = _upserts("history", 11)
 
 
@@ -81,6 +88,14 @@ class Meta(msgspec.Struct, array_like=True):
     copied_index: int
 
 
+class RotError(Exception):
+    """A row is not what was written. Whoever knows the path makes a `SpoolDamaged` of it."""
+
+
+DAMAGE: Final = (RotError, apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
+"""What reading a damaged database may raise."""
+
+
 class Store:
     """The writing connection. Every method but `open` and `close` is for one thread."""
 
@@ -95,11 +110,14 @@ class Store:
         """Open or create the file; return its `meta`.
 
         Raises:
-            SpoolUnusable: it is damaged, belongs to something else, or the SQLite library is too old.
+            SpoolDamaged: it is damaged, or was found to be earlier.
+            SpoolUnusable: it belongs to something else, or the SQLite library is too old.
             SpoolNewer: a newer version wrote it.
         """
         if apsw.SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN:
             raise SpoolUnusable(self.path, f"SQLite {apsw.sqlite_lib_version()} is too old: 3.51.3 or newer is needed")
+        if (reason := noted_damage(self.path)) is not None:
+            raise SpoolDamaged(self.path, f"found damaged before: {reason}")
         created = not os.path.exists(self.path)
         try:
             connection = apsw.Connection(self.path)
@@ -124,8 +142,9 @@ class Store:
                 with self.transaction():
                     self._cursor.execute(_UPGRADES[version])
             meta = self.meta()
-        except (apsw.NotADBError, apsw.CorruptError) as error:
-            raise SpoolUnusable(self.path, f"damaged: {error}") from error
+        except (*DAMAGE, msgspec.ValidationError, apsw.SQLError) as error:
+            # A table that is not there, or has other columns: the schema is in pages like all else.
+            raise SpoolDamaged(self.path, f"damaged: {error}") from error
         if created:
             # The file's name lives in the directory, and SQLite does not sync that.
             sync_directory(os.path.dirname(os.path.abspath(self.path)))
@@ -144,12 +163,23 @@ class Store:
             self._cursor.execute(f"PRAGMA {pragma}").fetchall()
         return self.meta()
 
+    def cursor(self) -> apsw.Cursor:
+        """Return a cursor for queries."""
+        assert self._connection is not None, "the database is open"
+        return self._connection.cursor()
+
     def meta(self) -> Meta:
         """Return how far the database is."""
         row = self._cursor.execute(
-            "SELECT applied_index, stamp_ms, digest, point_index, point, counters, notes, copied_index FROM meta"
-        ).fetchall()[0]
-        return msgspec.convert(row, Meta)
+            "SELECT applied_index, stamp_ms, digest, point_index, point, counters, notes, copied_index,"
+            " sum, copied_sum FROM meta"
+        ).fetchall()
+        if len(row) != 1:
+            raise SpoolDamaged(self.path, f"table meta has {len(row)} rows")
+        *columns, copied_index, found, copied = row[0]
+        if found not in {None, row_sum(columns)} or copied not in {None, row_sum((copied_index,))}:
+            raise SpoolDamaged(self.path, "table meta is not what was written")
+        return msgspec.convert((*columns, copied_index), Meta)
 
     def _check(self, created: bool) -> None:
         application, version = self._pragma("application_id"), self._pragma("user_version")
@@ -162,7 +192,7 @@ class Store:
         if not created and os.path.getsize(self.path) <= CHECK_BYTES_MAX:
             result = self._cursor.execute("PRAGMA quick_check(1)").fetchall()[0][0]
             if result != "ok":
-                raise SpoolUnusable(self.path, f"damaged: {result}")
+                raise SpoolDamaged(self.path, f"damaged: {result}")
 
     def _pragma(self, name: str) -> int:
         return cast(int, self._cursor.execute(f"PRAGMA {name}").fetchall()[0][0])
@@ -221,38 +251,23 @@ class Store:
     def set_meta(
         self, applied_index: int, stamp_ms: int, digest: bytes, point: tuple[int, bytes], counters: str, notes: bytes
     ) -> None:
+        columns = (applied_index, stamp_ms, digest, point[0], point[1], counters, notes)
         self._cursor.execute(
-            "UPDATE meta SET applied_index=?, stamp_ms=?, digest=?, point_index=?, point=?, counters=?, notes=?",
-            (applied_index, stamp_ms, digest, point[0], point[1], counters, notes),
+            "UPDATE meta SET applied_index=?, stamp_ms=?, digest=?, point_index=?, point=?, counters=?, notes=?, sum=?",
+            (*columns, row_sum(columns)),
         )
 
     # Messages
 
     def upsert_messages(self, messages: Sequence[Message]) -> None:
-        rows: list[MessageRow] = [
-            (
-                m.number,
-                m.owner,
-                m.epoch,
-                m.held,
-                m.due_ms,
-                m.flags,
-                m.accepted_ms,
-                m.size_bytes,
-                m.body_offset,
-                m.body_bytes,
-                m.accepted_by,
-                m.sender,
-                m.client_host,
-                m.helo,
-                m.auth,
-            )
-            for m in messages
-        ]
+        rows: list[tuple[int | str, ...]] = []
+        for message in messages:
+            row = message_row(message)
+            rows.append((*row, message_sum(row, len(message.recipients), message.chunks)))
         self._upsert(_UPSERT_MESSAGES, rows)
 
     def upsert_recipients(self, rows: Sequence[RecipientRow]) -> None:
-        self._upsert(_UPSERT_RECIPIENTS, rows)
+        self._upsert(_UPSERT_RECIPIENTS, [(*row, row_sum(row)) for row in rows])
 
     def upsert_history(self, rows: Sequence[HistoryRow]) -> None:
         self._upsert(_UPSERT_HISTORY, rows)
@@ -294,10 +309,11 @@ class Store:
         """Give all messages of `owner` to `live` in turn, in the order of their ids."""
         whens = " ".join(f"WHEN {n} THEN ?" for n in range(len(live)))
         self._cursor.execute(
-            f"UPDATE messages SET epoch = ?, owner = CASE place % {len(live)} {whens} END"
+            f"UPDATE messages SET epoch = ?, owner = CASE place % {len(live)} {whens} END,"
+            f" sum = sum - epoch + ? + CASE place % {len(live)} {whens} END"
             " FROM (SELECT id AS moved, row_number() OVER (ORDER BY id) - 1 AS place FROM messages WHERE owner = ?)"
             " WHERE id = moved",
-            (epoch, *live, owner),
+            (epoch, *live, epoch - owner_sum(owner), *map(owner_sum, live), owner),
         )
 
     def moved_to(self, owner: str, epoch: int, limit: int) -> list[int]:
@@ -378,9 +394,9 @@ class Store:
 
     def put_key(self, key: str, value: bytes | memoryview, revision: int) -> None:
         self._cursor.execute(
-            "INSERT INTO keys VALUES (?, ?, ?)"
-            " ON CONFLICT (key) DO UPDATE SET value = excluded.value, revision = excluded.revision",
-            (key, value, revision),
+            "INSERT INTO keys VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET value=excluded.value, revision=excluded.revision, sum=excluded.sum",
+            (key, value, revision, row_sum((key, value, revision))),
         )
 
     def delete_key(self, key: str) -> None:
@@ -407,29 +423,39 @@ class Store:
         return sorted(parts, key=lambda part: part.number)
 
     def put_body(self, part: int, content: bytes | memoryview) -> None:
-        self._cursor.execute("INSERT OR REPLACE INTO bodies VALUES (?, ?)", (part, content))
+        self._cursor.execute("INSERT OR REPLACE INTO bodies VALUES (?, ?, ?)", (part, content, body_sum(part, content)))
 
     def set_copied(self, index: int) -> None:
-        self._cursor.execute("UPDATE meta SET copied_index = ?", (index,))
+        self._cursor.execute("UPDATE meta SET copied_index = ?, copied_sum = ?", (index, row_sum((index,))))
 
 
 def read_messages(cursor: apsw.Cursor, condition: str, values: tuple[int | str, ...]) -> list[Message]:
-    """Return the messages that meet `condition` (which may end in ORDER BY and LIMIT), whole, in its order."""
-    messages = [
-        Message(*cast(MessageRow, row), recipients=[], open_count=0, chunks=(), stored=True)
-        for row in cursor.execute(f"SELECT {_MESSAGE_COLUMNS} FROM messages WHERE {condition}", values)
-    ]
+    """Return the messages that meet `condition` (which may end in ORDER BY and LIMIT), whole, in its order.
+
+    Raises:
+        RotError: a row is not what was written.
+    """
+    messages: list[Message] = []
+    sums: list[int | None] = []
+    for *row, found in cursor.execute(f"SELECT {_MESSAGE_COLUMNS}, sum FROM messages WHERE {condition}", values):
+        if not (isinstance(row[0], int) and isinstance(row[1], str) and isinstance(row[2], int)):
+            raise RotError(f"message {row[0]!r} is not what was written")
+        messages.append(Message(*cast(MessageRow, row), recipients=[], open_count=0, chunks=(), stored=True))
+        sums.append(cast("int | None", found))
     if not messages:
         return messages
     by_number = {message.number: message for message in messages}
     numbers = _json(list(by_number))
     states = STATES
-    for number, ordinal, address, state, *rest in cursor.execute(
-        f"SELECT {_RECIPIENT_COLUMNS} FROM recipients"
+    for *columns, found in cursor.execute(
+        f"SELECT {_RECIPIENT_COLUMNS}, sum FROM recipients"
         " WHERE message IN (SELECT value FROM json_each(?)) ORDER BY message, ordinal",
         (numbers,),
     ):
-        message = by_number[number]
+        number, ordinal, address, state, *rest = columns
+        if found not in {None, row_sum(columns)}:
+            raise RotError(f"recipient {ordinal} of message {number:x} is not what was written")
+        message = by_number[cast(int, number)]
         recipient = Recipient(ordinal, address, states[state], *rest)
         message.recipients.append(recipient)
         message.open_count += not recipient.state.final
@@ -439,7 +465,44 @@ def read_messages(cursor: apsw.Cursor, condition: str, values: tuple[int | str, 
         (numbers,),
     ):
         by_number[number].chunks += (BodyPart(entry << ORDINAL_BITS, offset, size),)
+    for message, found in zip(messages, sums, strict=True):
+        if found not in {None, message_sum(message_row(message), len(message.recipients), message.chunks)}:
+            raise RotError(f"message {message.number:x} is not what was written")
     return messages
+
+
+def read_bodies(cursor: apsw.Cursor, condition: str, values: tuple[int | str, ...]) -> dict[int, bytes]:
+    """Return the copies of parts that meet `condition`, by number.
+
+    Raises:
+        RotError: one is not what was written.
+    """
+    bodies: dict[int, bytes] = {}
+    for part, content, found in cursor.execute(f"SELECT part, content, sum FROM bodies WHERE {condition}", values):
+        if not isinstance(content, bytes) or found not in {None, body_sum(cast(int, part), content)}:
+            raise RotError(f"the copy of body {part:x} is not what was written")
+        bodies[cast(int, part)] = content
+    return bodies
+
+
+def message_row(message: Message) -> MessageRow:
+    return (
+        message.number,
+        message.owner,
+        message.epoch,
+        message.held,
+        message.due_ms,
+        message.flags,
+        message.accepted_ms,
+        message.size_bytes,
+        message.body_offset,
+        message.body_bytes,
+        message.accepted_by,
+        message.sender,
+        message.client_host,
+        message.helo,
+        message.auth,
+    )
 
 
 def recipient_row(message: int, recipient: Recipient) -> RecipientRow:
@@ -458,12 +521,3 @@ def recipient_row(message: int, recipient: Recipient) -> RecipientRow:
 
 def _json(numbers: Sequence[int]) -> str:
     return msgspec.json.encode(numbers).decode()
-
-
-def sync_directory(path: str) -> None:
-    """Return when the names in a directory would survive a power loss."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -26,11 +26,10 @@ from smtpraft.storage.errors import WalCorrupt
 from smtpraft.storage.promises import Promise, Promises
 from smtpraft.storage.recovery import Replayed
 from smtpraft.storage.segment import parse_segment_name
-from smtpraft.storage.spares import SparePool
+from smtpraft.storage.spares import LOST_SUFFIX, SparePool
 
 log = logging.getLogger(__name__)
 
-LOST_SUFFIX: Final = ".lost"
 DAMAGED_SUFFIX: Final = ".damaged"
 DAMAGED_MAX: Final = 16
 _COPY_BYTES: Final = 1024 * 1024

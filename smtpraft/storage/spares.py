@@ -20,6 +20,8 @@ from smtpraft.storage.errors import WalFull
 log = logging.getLogger(__name__)
 
 SPARES_WANTED: Final = 2
+LOST_SUFFIX: Final = ".lost"
+"""Of segments that were put aside until this node is whole again."""
 SPARES_MAX: Final = 4  # What compaction frees beyond this goes back to the file system.
 RETRY_S: Final = 1.0
 
@@ -192,6 +194,16 @@ class SparePool:
             self._ready += spares
             self._full = self._full and not spares
             self._changed.notify_all()
+
+    def put_aside(self, names: Sequence[str]) -> None:
+        """Keep segments that count no more under other names, in case nobody else has what is in them.
+
+        Raises:
+            OSError: some still have their old names, and may be recycled.
+        """
+        for name in names:
+            self._disk.rename(f"{self._directory}/{name}", f"{self._directory}/{name}{LOST_SUFFIX}")
+        self._disk.sync_directory(self._directory)
 
     def _renamed(self, path: str, spare: str) -> bool:
         try:

@@ -454,10 +454,11 @@ class Wal:
         log.info("compacted to_index=%d first_index=%d segments=%d", to_index, first_index, count)
         return first_index
 
-    def restart(self, index: int, term: int, hard_state: HardState) -> None:
+    def restart(self, index: int, term: int, hard_state: HardState, *, keep: bool = False) -> None:
         """Forget every entry and go on after entry `index` of `term`, which a snapshot holds; durably, or not at all.
 
         A new segment says that it is the oldest: by the rename that makes it one, all before it become obsolete.
+        `keep` leaves them under other names until this node is whole again.
 
         Raises:
             ValueError: `hard_state` is committed beyond the new end, or goes back.
@@ -483,7 +484,7 @@ class Wal:
                 dropped, self._segments = self._segments[:-1], [segment]
         self._release(dropped)
         try:
-            self._spares.recycle([old.name for old in dropped])
+            (self._spares.put_aside if keep else self._spares.recycle)([old.name for old in dropped])
         except OSError as error:
             raise self._fail("recycle segments in", self._directory, error) from error
         log.info("restarted after index=%d term=%d", index, term)

@@ -10,9 +10,10 @@ import pytest
 
 from smtpraft.fastlog import ENTRY_NORMAL, Log, encode_entries
 from smtpraft.storage import HardState, Recovery, Wal, WalCorrupt
-from smtpraft.storage.healing import DAMAGED_SUFFIX, LOST_SUFFIX
+from smtpraft.storage.healing import DAMAGED_SUFFIX
 from smtpraft.storage.promises import Promise, Promises, decode_promise, encode_promise
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
+from smtpraft.storage.spares import LOST_SUFFIX
 
 CLUSTER = b"0123456789abcdef"
 SEGMENT_BYTES = 64 * 1024

@@ -23,7 +23,7 @@ TWO = Envelope("alice@example.org", ("bob@example.net", "carol@example.net"))
 NULL_SENDER = Envelope("", ("alice@example.org",))
 
 LOCAL_TABLES = ("bodies",)  # each node compacts when it likes
-LOCAL_COLUMNS = {"meta": ("copied_index", "syncs")}
+LOCAL_COLUMNS = {"meta": ("copied_index", "syncs", "copied_sum")}
 
 
 class Journal:

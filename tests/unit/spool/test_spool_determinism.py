@@ -282,9 +282,9 @@ def test_a_file_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "spool.db")
     Bench(path).machine.close()
     connection = apsw.Connection(path)
-    connection.execute("PRAGMA user_version = 3")
+    connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(SpoolNewer, match=r"format 3, this version reads up to 2: upgrade this node"):
+    with pytest.raises(SpoolNewer, match=r"format 4, this version reads up to 3: upgrade this node"):
         SpoolMachine(path, A).open()
 
 
