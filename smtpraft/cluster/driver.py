@@ -126,8 +126,9 @@ class Driver:
             on_failure=self.fail,
             read_entries=self.read_entries_blocking,
         )
-        sessions = open_machine(self.applier, entries, alone=not options.has_company)
-        hard_state = where_to_begin(entries, wal, stored, self.applier, alone=not options.has_company)
+        alone = not (options.has_company or identity.facts.company)
+        sessions = open_machine(self.applier, entries, alone=alone)
+        hard_state = where_to_begin(entries, wal, stored, self.applier, alone=alone)
         conf_state, members = first_members(options, identity.facts, self.applier.members)
         self.heartbeats = Heartbeats(
             self.id,
@@ -426,7 +427,7 @@ class Driver:
         if result.opened is not None:
             self.proposals.session_opened(*result.opened)
         for changed in result.changes:
-            self.enrolment.roster.change(changed)
+            self.enrolment.change(changed)
         self._foresight.applied(result.last)
         self.reads.applied(result.last)
         for _ in range(result.batches):

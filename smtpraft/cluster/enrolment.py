@@ -9,7 +9,7 @@ from smtpraft import fastlog
 from smtpraft.cluster.admission import Admission
 from smtpraft.cluster.founding import FRAME_FOUNDING
 from smtpraft.cluster.heartbeats import Heartbeats
-from smtpraft.cluster.members import Member, Members
+from smtpraft.cluster.members import Changed, Member, Members
 from smtpraft.cluster.requests import FRAMES as REQUEST_FRAMES
 from smtpraft.cluster.requests import Handler, Requests
 from smtpraft.cluster.roster import Roster
@@ -49,6 +49,7 @@ class Enrolment:
         self._me = me
         self._on_joined = on_joined
         self._on_failure = on_failure
+        self._identity = identity
         self._removed = False
         self.roster = Roster(
             me,
@@ -82,6 +83,11 @@ class Enrolment:
             self._on_joined()
         self.admission.start()
         self.roster.campaign_if_alone()
+
+    def change(self, changed: Changed) -> None:
+        """The state machine has switched to other members; see `Roster.change`."""
+        self.roster.change(changed)
+        self._identity.note_company(self.roster.has_others)
 
     def receive(self, peer: NodeId, kind: int, head: bytes) -> bool:
         """Take in what is ours of a frame; return whether it is a message of Raft that this node may look at.

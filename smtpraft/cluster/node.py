@@ -101,7 +101,7 @@ class Node:
             segment_bytes=options.segment_bytes,
             cache_bytes=options.log_cache_bytes,
             promises=str(data_dir),
-            heal=options.has_company and options.election == ELECTION_RAFT,
+            heal=(options.has_company or self._identity.facts.company) and options.election == ELECTION_RAFT,
         )
         self._wal = wal
         if recovery.damage is not None:

@@ -1,10 +1,11 @@
 """Whose data directory this is: `identity.json`, and a lock so that two processes never share it.
 
 The file is one JSON object: `format` (1), `cluster_id` (hex), `cluster_name`, `node_id`, `election` (`raft` or
-`lowest-id`), `incarnation` (hex), `standing`, `founders`. A node that votes with another node's log, or leads by
-another rule on a log that Raft has written, can lose what was acknowledged; so can one that votes with an empty log in
-the place of one that it has lost. Therefore each directory has an *incarnation*, a random number that is born with it
-and never changes, and a *standing*: as what its node may take part.
+`lowest-id`), `incarnation` (hex), `standing`, `founders`, `company` (are there other members?), and `sum`, a CRC-32C of
+all else. A node that votes with another node's log, or leads by another rule on a log that Raft has written, can lose
+what was acknowledged; so can one that votes with an empty log in the place of one that it has lost. Therefore each
+directory has an *incarnation*, a random number that is born with it and never changes, and a *standing*: as what its
+node may take part.
 
     fresh ──▶ founder   every founding member was there, and fresh as well; `founders` has the incarnation of each
       │ └───▶ admitted  the cluster knows this incarnation: its log says who votes
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from smtpraft.fastlog import crc32c
 from smtpraft.storage.disk import Disk, RealDisk
 from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
 from smtpraft.storage.promises import PROMISES_FILE
@@ -57,6 +59,8 @@ class Facts:
     incarnation: int = 0
     standing: Standing = Standing.FRESH
     founders: Mapping[str, int] = field(default_factory=dict)
+    company: bool = False
+    """As far as this node knows it is not the only member, whatever its configuration says: it may heal from others."""
 
 
 class Identity:
@@ -100,6 +104,13 @@ class Identity:
         )
         _write(self._disk, self._directory, self._disk.list_directory(self._directory), _encode(facts))
         self.facts = facts
+
+    def note_company(self, company: bool) -> None:
+        """Note durably whether there are other members. Blocks for two syncs if that is news."""
+        if company != self.facts.company:
+            facts = replace(self.facts, company=company)
+            _write(self._disk, self._directory, self._disk.list_directory(self._directory), _encode(facts))
+            self.facts = facts
 
     def close(self) -> None:
         """Unlock the directory. Harmless a second time."""
@@ -199,21 +210,27 @@ def _damaged(path: str) -> IdentityMismatch:
 
 
 def _encode(facts: Facts) -> bytes:
-    return json.dumps(
-        {
-            "format": IDENTITY_FORMAT,
-            "cluster_id": facts.cluster_id.hex(),
-            "cluster_name": facts.cluster_name,
-            "node_id": facts.node_id,
-            "election": facts.election,
-            "incarnation": f"{facts.incarnation:016x}",
-            "standing": facts.standing.value,
-            "founders": {node: f"{incarnation:016x}" for node, incarnation in facts.founders.items()},
-        }
-    ).encode()
+    content = {
+        "format": IDENTITY_FORMAT,
+        "cluster_id": facts.cluster_id.hex(),
+        "cluster_name": facts.cluster_name,
+        "node_id": facts.node_id,
+        "election": facts.election,
+        "incarnation": f"{facts.incarnation:016x}",
+        "standing": facts.standing.value,
+        "founders": {node: f"{incarnation:016x}" for node, incarnation in facts.founders.items()},
+        "company": facts.company,
+    }
+    return json.dumps({**content, "sum": _sum(content)}).encode()
+
+
+def _sum(content: Mapping[str, object]) -> int:
+    return crc32c(json.dumps(content, sort_keys=True).encode())
 
 
 def _decode(found: dict[str, object]) -> Facts:
+    if "sum" in found and found.pop("sum") != _sum(found):
+        raise ValueError("sum")
     founders = found.get("founders", {})
     if not isinstance(founders, dict):
         raise TypeError("founders")
@@ -225,6 +242,7 @@ def _decode(found: dict[str, object]) -> Facts:
         int(_text(found.get("incarnation", "0")), 16),
         Standing(found.get("standing", "fresh")),
         {_text(node): int(_text(incarnation), 16) for node, incarnation in founders.items()},
+        found.get("company") is True,
     )
 
 

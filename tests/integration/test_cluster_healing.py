@@ -10,11 +10,12 @@ from random import Random
 
 import pytest
 
-from smtpraft.cluster import abstention
+from smtpraft.cluster import Node, NodeOptions, Peer, abstention
+from smtpraft.cluster.settings import derive_cluster_id
 from smtpraft.storage import WalCorrupt
 from smtpraft.types import NodeId
 
-from .test_cluster_node import Cluster, wait_until
+from .test_cluster_node import Cluster, kv, wait_until
 
 N1, N2, N3 = (NodeId(f"n{number}") for number in (1, 2, 3))
 PLACES = 24
@@ -200,4 +201,45 @@ async def test_a_node_of_its_own_refuses_a_damaged_log(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(WalCorrupt):
         await cluster.start(N1)
+    await cluster.stop_all()
+
+
+async def test_a_node_that_began_alone_and_grew_heals_from_the_others(tmp_path: Path) -> None:
+    """Its configuration names nobody: that it has company is in its data directory."""
+    cluster = Cluster(tmp_path, 2)
+    one, two = cluster.peers
+
+    async def start(peer: Peer, **options: object) -> Node:
+        machine = kv.KeyValue(str(tmp_path / f"{peer.id}.db"))
+        made = NodeOptions(
+            peer.id,
+            str(tmp_path / peer.id),
+            derive_cluster_id("grown", [N1]),
+            (peer.host, peer.port),
+            cluster_name="grown",
+            secret=b"a secret of thirty-two bytes or so",
+            segment_bytes=1024 * 1024,
+            **options,  # type: ignore[arg-type]
+        )
+        node = Node(made, machine)
+        await node.start()
+        cluster.nodes[peer.id], cluster.machines[peer.id] = node, machine
+        return node
+
+    first = await start(one)
+    await wait_until(lambda: first.has_quorum())
+    told: list[int] = []
+    await load(cluster, 10, told)
+    second = await start(two, join=((one.host, one.port),))
+    await first.change_members("add", members=[f"{two.id}={two.host}:{two.port}"])
+    await wait_until(lambda: second.has_quorum() and len(first.members()) == 2)
+    await load(cluster, 10, told)
+    await asyncio.sleep(0.7)
+    await cluster.stop(N1)
+    (path,) = (tmp_path / N1 / "wal").glob("*.wal")
+    data = bytearray(path.read_bytes())
+    data[4 * PAGE : 5 * PAGE] = bytes(PAGE)
+    path.write_bytes(data)
+    first = await start(one)
+    assert first.status().abstains
     await cluster.stop_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,11 +25,33 @@ def take(directory: Path, *, node_id: str = "node-1", cluster_id: bytes = CLUSTE
     return Identity.open(str(directory), cluster_id=cluster_id, node_id=node_id, election=election)
 
 
+def test_no_flipped_bit_makes_it_another_directory(tmp_path: Path) -> None:
+    """Another incarnation, another standing, another founder: whoever believed it would vote as somebody else."""
+    first = take(tmp_path)
+    first.record(Standing.FOUNDER, {"node-1": first.facts.incarnation, "node-2": 1 << 40})
+    first.note_company(True)
+    first.close()
+    path = tmp_path / "identity.json"
+    data = path.read_bytes()
+    (tmp_path / "wal").mkdir()
+    (tmp_path / "wal" / segment_name(1, 1)).touch()
+    for bit in range(len(data) * 8):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with contextlib.suppress(IdentityMismatch):
+            again = take(tmp_path)
+            again.close()
+            assert again.facts == first.facts, changed
+
+
 def test_a_directory_belongs_to_whoever_used_it_first(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
     first = take(directory)
     first.close()
-    assert json.loads((directory / "identity.json").read_text()) == {
+    written = json.loads((directory / "identity.json").read_text())
+    assert isinstance(written.pop("sum"), int)
+    assert written == {
         "format": 1,
         "cluster_id": CLUSTER.hex(),
         "cluster_name": "",
@@ -37,6 +60,7 @@ def test_a_directory_belongs_to_whoever_used_it_first(tmp_path: Path) -> None:
         "incarnation": f"{first.facts.incarnation:016x}",
         "standing": "fresh",
         "founders": {},
+        "company": False,
     }
     again = take(directory)
     again.close()
