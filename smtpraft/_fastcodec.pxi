@@ -137,6 +137,53 @@ cdef Flaw _verify(const uint8_t *block, Py_ssize_t size, Range *found) noexcept 
     return NONE
 
 
+def survey(spans):
+    """See `_purecodec.survey`."""
+    cdef Py_ssize_t size, at, count = 0, room = 0
+    cdef uint64_t record, first_index = 0, first_term = 0, last_index = 0, last_term = 0, base = 0
+    cdef uint32_t crc = 0
+    cdef uint32_t *ends
+    cdef const uint8_t *start
+    cdef const uint8_t *p
+    cdef const uint8_t[::1] view
+    cdef list views = []
+    for span in spans:
+        view = span
+        views.append(view)
+        room += view.shape[0] // HEADER
+    cdef bytes found = PyBytes_FromStringAndSize(NULL, room * 4)
+    ends = <uint32_t *>PyBytes_AS_STRING(found)
+    for span in views:
+        view = span
+        size = view.shape[0]
+        if size == 0:
+            continue
+        start = &view[0]
+        at = 0
+        while at < size:
+            if size - at < HEADER:
+                return None
+            p = start + at
+            record = load_u32(p + 4)
+            if record < HEADER or record > <uint64_t>(size - at):
+                return None
+            crc = crc32c_best(crc, p, 4)
+            if count == 0:
+                first_term = load_u64(p + 8)
+                first_index = load_u64(p + 16)
+            last_term = load_u64(p + 8)
+            last_index = load_u64(p + 16)
+            at += <Py_ssize_t>record
+            if base + <uint64_t>at > 0xFFFFFFFF:
+                raise OverflowError("more than 4 GiB of entries")
+            ends[count] = <uint32_t>(base + at)
+            count += 1
+        base += size
+    if count == 0 or last_index - first_index + 1 != <uint64_t>count:
+        return None
+    return first_index, last_index, first_term, last_term, base, crc, found[: count * 4]
+
+
 cdef object _corrupt(Flaw flaw, Py_ssize_t at):
     cdef str reason
     if flaw == SHORT:

@@ -49,12 +49,14 @@ __all__ = [
     "encode_heartbeat",
     "encode_heartbeat_response",
     "quorum_index",
+    "survey",
 ]
 
 _Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _CRC_IN_HARDWARE: bool
 
+def survey(spans: Sequence[_Buffer]) -> tuple[int, int, int, int, int, int, bytes] | None: ...
 def crc32c(data: _Buffer, value: int = 0) -> int: ...
 def _crc32c_portable(data: _Buffer, value: int = 0) -> int: ...
 def encode_entries(term: int, first_index: int, stamp: int, kind: int, payloads: Sequence[bytes]) -> bytes: ...

@@ -66,6 +66,7 @@ __all__ = [
     "encode_heartbeat",
     "encode_heartbeat_response",
     "quorum_index",
+    "survey",
 ]
 
 include "_fastcodec.pxi"

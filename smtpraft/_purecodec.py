@@ -7,6 +7,7 @@ tests, too slow to serve mail with.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from operator import index as as_int
 from typing import Final, final
@@ -184,6 +185,40 @@ def decode_entries(block: Buffer) -> list[tuple[int, int, int, int, bytes]]:
         (index, term, stamp, kind, block[start + ENTRY_HEADER_BYTES : end])
         for index, term, stamp, kind, start, end in parse_records(block)
     ]
+
+
+def survey(spans: Sequence[Buffer]) -> tuple[int, int, int, int, int, int, bytes] | None:
+    """Walk along encoded entries, given in pieces of whole records; None if they are not that.
+
+    Returns first and last index, first and last term, bytes, the CRC-32C of the records' `crc` fields in their order,
+    and where each record ends, from the first one on, as u32 in the machine's order. Looks at sizes and at the first
+    and last numbers, not at the records' checksums.
+
+    Raises:
+        OverflowError: an end is beyond 4 GiB.
+    """
+    checksums: list[bytes] = []
+    ends = array("I")
+    base = 0
+    first_index = first_term = last_index = last_term = 0
+    for span in spans:
+        block = as_bytes(span)
+        start = 0
+        while start < len(block):
+            if len(block) - start < ENTRY_HEADER_BYTES:
+                return None
+            _, size, last_term, last_index, _, _, _ = ENTRY_HEADER.unpack_from(block, start)
+            if size < ENTRY_HEADER_BYTES or size > len(block) - start:
+                return None
+            if not checksums:
+                first_index, first_term = last_index, last_term
+            checksums.append(block[start : start + 4])
+            start += size
+            ends.append(base + start)
+        base += len(block)
+    if not checksums or (last_index - first_index + 1) % (1 << 64) != len(checksums):
+        return None
+    return first_index, last_index, first_term, last_term, base, crc32c(b"".join(checksums)), ends.tobytes()
 
 
 def block_range(block: Buffer) -> tuple[int, int, int, int]:

@@ -46,6 +46,7 @@ from smtpraft._purecodec import (
     encode_sized,
     parse_records,
     quorum_index,
+    survey,
     u64,
     unsigned,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "encode_heartbeat",
     "encode_heartbeat_response",
     "quorum_index",
+    "survey",
 ]
 
 

@@ -54,4 +54,5 @@ __all__ = [  # noqa: F405
     "encode_heartbeat",
     "encode_heartbeat_response",
     "quorum_index",
+    "survey",
 ]

@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from smtpraft.fastlog import ENTRY_HEADER_BYTES, crc32c
+from smtpraft import fastlog
+from smtpraft.fastlog import crc32c
 from smtpraft.storage.disk import Buffer
 
 BATCH_MAGIC: Final = b"SRWB"
@@ -39,8 +40,6 @@ VOTE_BYTES_MAX: Final = 64
 
 _CHECKED: Final = struct.Struct(">QQQQQQIIIB3xQQ64s")
 _PREFIX: Final = struct.Struct(">4sI")
-_RECORD: Final = struct.Struct(">4sI")
-_TERM_AND_INDEX: Final = struct.Struct(">8xQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,36 +148,12 @@ class Survey:
 
 def survey(spans: Sequence[Buffer]) -> Survey | None:
     """Walk along encoded entries, given in pieces of whole records; None if they are not that."""
-    checksums: list[bytes] = []
+    found = fastlog.survey(spans)
+    if found is None:
+        return None
     ends = array("I")
-    base = 0
-    first_index = first_term = 0
-    last_start = 0
-    last_span: Buffer = b""
-    for span in spans:
-        length = len(span)
-        offset = 0
-        while offset < length:
-            if length - offset < ENTRY_HEADER_BYTES:
-                return None
-            checksum, size = _RECORD.unpack_from(span, offset)
-            last_start = offset
-            offset += size
-            if size < ENTRY_HEADER_BYTES or offset > length:
-                return None
-            checksums.append(checksum)
-            ends.append(base + offset)
-        base += length
-        if length:
-            if not first_index:
-                first_term, first_index = _TERM_AND_INDEX.unpack_from(span)
-            last_span = span
-    if not checksums:
-        return None
-    last_term, last_index = _TERM_AND_INDEX.unpack_from(last_span, last_start)
-    if last_index - first_index + 1 != len(checksums):
-        return None
-    return Survey(first_index, last_index, first_term, last_term, base, crc32c(b"".join(checksums)), ends)
+    ends.frombytes(found[6])
+    return Survey(*found[:6], ends)
 
 
 def header_of(

@@ -321,3 +321,22 @@ class LogsAgree(RuleBasedStateMachine):
 
 TestLogsAgree = LogsAgree.TestCase
 TestLogsAgree.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+@given(
+    st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=5), max_size=4),
+    st.integers(0, 400),
+    st.integers(0, 255),
+    st.booleans(),
+)
+def test_surveys_agree(payloads: list[list[bytes]], place: int, value: int, views: bool) -> None:
+    """Whole blocks, and blocks with a byte that is another: the size of a record, a number, a checksum."""
+    spans: list[bytes | memoryview] = []
+    index = 1
+    for number, batch in enumerate(payloads):
+        block = bytearray(_purelog.encode_entries(3 + number, index, 9, _purelog.ENTRY_NORMAL, batch))
+        index += len(batch)
+        if place < len(block) and number == len(payloads) - 1:
+            block[place] = value
+        spans.append(memoryview(bytes(block)) if views else bytes(block))
+    assert outcome(_fastlog.survey, spans) == outcome(_purelog.survey, spans)
