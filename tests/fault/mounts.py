@@ -53,8 +53,28 @@ class Mounts:
         with image.open("wb") as file:
             file.truncate(size_bytes)
         run("mkfs.ext4", "-q", "-F", "-m", "0", image)
-        run("mount", "-o", "loop", image, path)
+        run("mount", "-o", "loop,errors=remount-ro", image, path)
         self._mounted.append(path)
+
+    def fail(self, path: Path) -> None:
+        """Let an ext4 find itself in error, as it does when its disk fails: it is read-only from here to `repair`.
+
+        `mount -o remount,ro` is no way to get there: the kernel refuses while a file is open for writing.
+        """
+        source = subprocess.run(
+            ["findmnt", "--noheadings", "--output", "SOURCE", str(path)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        trigger = Path("/sys/fs/ext4") / Path(source).name / "trigger_fs_error"
+        if not trigger.exists():
+            pytest.skip("this kernel's ext4 cannot be told to fail")
+        trigger.write_text("1")
+
+    def repair(self, path: Path, image: Path) -> None:
+        """Check the file system, which nobody uses any more, and mount it again."""
+        run("umount", path)
+        done = subprocess.run(["e2fsck", "-y", "-f", str(image)], capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1), done.stdout
+        run("mount", "-o", "loop,errors=remount-ro", image, path)
 
     def freeze(self, path: Path) -> None:
         """Let every write to it hang until `thaw`."""

@@ -13,6 +13,7 @@ import pytest
 
 from smtpraft.cli.client import Client
 from smtpraft.cli.demo.nodes import DemoNode
+from smtpraft.cli.exits import Exit
 
 from .cluster import Stage, wait_for
 from .figures import Figures
@@ -152,6 +153,42 @@ async def test_a_node_without_inodes_takes_no_mail(directory: Path, figures: Fig
                 await load.finish()
             await stage.settle()
             stage.check_mail()
+
+
+@pytest.mark.parametrize("who", ["follower", "leader"])
+async def test_a_node_whose_file_system_becomes_read_only_ends_and_says_so(
+    directory: Path, figures: Figures, who: str
+) -> None:
+    """What it cannot write it cannot promise; after a repair it goes on. Nobody at the others is told no."""
+    with Mounts() as mounts:
+        async with Stage(directory, settings=SMALL, start=False, expected=(" ERROR ", "Traceback")) as stage:
+            for node in stage.cluster.nodes:
+                mounts.ext4(data(node), directory / f"{node.id}.img", 160 * MIB)
+            await stage.cluster.start()
+            leader = await stage.cluster.leader()
+            victim = leader if who == "leader" else stage.cluster.others(leader)[0]
+            others = stage.cluster.others(victim)
+            async with stage.load(others) as load, stage.load([victim]) as lost:
+                await load.wait_acknowledged(60)
+                outage = stage.journal.outage(victim.id)
+                mounts.fail(data(victim))
+                began = time.monotonic()
+                assert victim.process is not None
+                assert await asyncio.to_thread(victim.process.wait, 20) == Exit.SOFTWARE, victim.last_words()
+                figures.add(f"read-only file system ({who}): ended after", [time.monotonic() - began], "s")
+                assert "Read-only file system" in victim.last_words(60)
+                await load.wait_acknowledged(60)
+                code, said = await stage.cluster.fails_to_start(victim)
+                assert code != 0
+                assert "Read-only file system" in said
+                mounts.repair(data(victim), directory / f"{victim.id}.img")
+                await stage.restart(outage)
+                await load.wait_acknowledged(60)
+                await lost.finish()
+                await load.finish()
+            await stage.settle()
+            stage.check_mail()
+            stage.journal.check_sessions()
 
 
 async def test_a_leader_whose_file_system_stands_still_is_replaced(directory: Path, figures: Figures) -> None:
