@@ -99,7 +99,9 @@ class Abstention:
 
     def watch(self, durable_index: int) -> None:
         """Look whether what was lost is here again, committed and on the disk; now and then say if it is not."""
-        if not self._through:
+        if not self._through or durable_index < self._entries.prev_index:
+            # A snapshot takes the place of the log at once in memory, and later on the disk: until then the log there
+            # is the one that lost something, and after a crash this node would vote with it.
             return
         settled = min(self._core.commit_index, durable_index)
         if not self._core.abstains and self._entries.term(max(settled, self._entries.prev_index)) > self._through:

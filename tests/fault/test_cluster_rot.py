@@ -82,17 +82,21 @@ def log_of(node: DemoNode) -> str:
     return (node.directory / "log").read_text(errors="replace")
 
 
-async def whole(stage: Stage, node: DemoNode) -> bool:
-    """Does it take part, with all that the others have?"""
+async def newest_applied(stage: Stage) -> int:
+    """Return how far the furthest of the nodes is."""
+    statuses = await stage.cluster.statuses(stage.cluster.running)
+    return max((int(str(status["applied_index"])) for _, status in statuses if status is not None), default=0)
+
+
+async def whole(node: DemoNode, index: int) -> bool:
+    """Does it take part, with all that the others had when it was started? Or has it ended?"""
     if not node.running:
         return True
-    facts = {each.id: status for each, status in await stage.cluster.statuses(stage.cluster.running)}
-    mine = facts[node.id]
-    newest = max((int(str(status["applied_index"])) for status in facts.values() if status is not None), default=0)
+    status = await asyncio.to_thread(node.status)
     return (
-        mine is not None
-        and not mine["abstains"]
-        and int(str(mine["applied_index"])) >= newest > 0
+        status is not None
+        and not status["abstains"]
+        and int(str(status["applied_index"])) >= index
         and await asyncio.to_thread(node.ready)
     )
 
@@ -152,9 +156,10 @@ async def start_again(stage: Stage, node: DemoNode, what: str) -> str:
     """Start a node until it is whole or will not start; return which."""
     for start in range(STARTS_MAX + 1):
         before = len(log_of(node))
+        index = await newest_applied(stage)
         stage.cluster.launch(node)
         try:
-            await wait_for(lambda: whole(stage, node), what, HEAL_S)
+            await wait_for(lambda index=index: whole(node, index), what, HEAL_S)  # type: ignore[misc]
         except BaseException as error:
             error.add_note(f"{what}\n{node.last_words(30)}")
             raise
