@@ -17,12 +17,13 @@ import msgspec
 from smtpraft.spool.counters import decode_counters
 from smtpraft.spool.errors import SpoolDamaged
 from smtpraft.spool.message import Message
-from smtpraft.spool.store import RotError, read_bodies, read_messages
+from smtpraft.spool.store import RotError, each_body, read_messages
 from smtpraft.spool.sums import row_sum
 from smtpraft.spool.types import ORDINAL_BITS
 
 PIECE_ROWS: Final = 200
-PIECE_BODIES: Final = 2  # of up to 1 MiB each
+PIECE_BODIES: Final = 500
+PIECE_BYTES: Final = 1024 * 1024  # of bodies; one alone may have as many
 ROW_BYTES: Final = 300  # about what a message and its recipient take
 REST_S: Final = 600.0
 FIRST_AFTER_S: Final = 15.0  # a small database was read through at the start
@@ -49,8 +50,13 @@ def check_piece(cursor: apsw.Cursor, place: Place) -> tuple[Place | None, int]:
             following = (table, messages[-1].number) if messages else ("bodies", 0)
             return following, rows * ROW_BYTES
         case "bodies":
-            bodies = read_bodies(cursor, "part > ? ORDER BY part LIMIT ?", (after, PIECE_BODIES))
-            return (table, max(bodies)) if bodies else ("keys", ""), sum(map(len, bodies.values()))
+            size_bytes = 0
+            for part, content in each_body(cursor, "part > ? ORDER BY part LIMIT ?", (after, PIECE_BODIES)):
+                after = part
+                size_bytes += ROW_BYTES + len(content)
+                if size_bytes >= PIECE_BYTES:
+                    break
+            return (table, after) if size_bytes else ("keys", ""), size_bytes
         case "keys":
             size_bytes = 0
             for *columns, found in cursor.execute(

@@ -477,12 +477,15 @@ def read_bodies(cursor: apsw.Cursor, condition: str, values: tuple[int | str, ..
     Raises:
         RotError: one is not what was written.
     """
-    bodies: dict[int, bytes] = {}
+    return dict(each_body(cursor, condition, values))
+
+
+def each_body(cursor: apsw.Cursor, condition: str, values: tuple[int | str, ...]) -> Iterator[tuple[int, bytes]]:
+    """As `read_bodies`, one at a time."""
     for part, content, found in cursor.execute(f"SELECT part, content, sum FROM bodies WHERE {condition}", values):
         if not isinstance(content, bytes) or found not in {None, body_sum(cast(int, part), content)}:
             raise RotError(f"the copy of body {part:x} is not what was written")
-        bodies[cast(int, part)] = content
-    return bodies
+        yield cast(int, part), content
 
 
 def message_row(message: Message) -> MessageRow:
