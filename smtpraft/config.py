@@ -120,7 +120,13 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[admin]`"""
 
     listen: str = "127.0.0.1:8025"
-    token_file: str = ""  # needed when `listen` is not a loopback address
+    token_file: str = ""  # needed when `listen` is not a loopback address; who has it may do everything
+    read_token_file: str = ""  # who has it may look, but neither change anything nor read mail
+    socket: str = "admin.sock"  # a Unix socket in the data directory, or elsewhere with a whole path; empty: none
+    tls_cert_file: str = ""
+    tls_key_file: str = ""  # empty: the key is in tls_cert_file
+    tls_client_ca_file: str = ""  # clients with a certificate of it may look
+    operators: list[str] = []  # and those with one of these names in it may do everything
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -341,7 +347,12 @@ def _mail_problems(config: Config) -> Iterator[str]:
             "retry_s",
             "must be a list of waits in seconds, 0.1 to 2592000 each",
         )
-    if not config.admin.token_file and _reaches_outside(config.admin.listen):
+    admin = config.admin
+    if (admin.tls_key_file or admin.tls_client_ca_file) and not admin.tls_cert_file:
+        yield "admin.tls_cert_file: is needed for admin.tls_key_file and admin.tls_client_ca_file"
+    if admin.operators and not admin.tls_client_ca_file:
+        yield _say(config, "admin", "operators", "needs admin.tls_client_ca_file, which vouches for their names")
+    if not (admin.token_file or admin.tls_client_ca_file) and _reaches_outside(admin.listen):
         yield _say(
             config,
             "admin",
@@ -375,6 +386,8 @@ def find_warnings(config: Config) -> Iterator[str]:
     for setting, path in (
         ("cluster.secret_file", config.cluster.secret_file),
         ("admin.token_file", config.admin.token_file),
+        ("admin.read_token_file", config.admin.read_token_file),
+        ("admin.tls_key_file", config.admin.tls_key_file),
     ):
         if path and os.path.exists(path) and os.stat(path).st_mode & 0o007:
             yield f"{setting} {path} can be read by every user of this machine; chmod 640 or less"

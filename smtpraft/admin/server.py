@@ -7,17 +7,18 @@
     /v1/members, /v1/leader        who belongs, who leads: see `members`
     /v1/kv                         the key-value map: see `keys`
 
-Nothing changes by GET. On a loopback address there is no token; then a request must name the host as an address or
-`localhost` and what changes something must be JSON, so that no web page in an operator's browser can reach in here.
+    /leader /follower              probes by role              /, /v1/overview, /v1/events: see `site`
+
+Nothing changes by GET. Who may ask what is `access`'s business; a Unix socket in the data directory is for this user.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import ipaddress
 import logging
+import os
+import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from typing import Final, Protocol
 from aiohttp import web
 from prometheus_client import Metric
 
+from smtpraft.admin.access import Access, server_context
 from smtpraft.admin.answers import content as _content
 from smtpraft.admin.answers import linearizable as _linearizable
 from smtpraft.admin.answers import problem as _problem
@@ -32,6 +34,7 @@ from smtpraft.admin.answers import refusal as _refusal
 from smtpraft.admin.keys import KeyHandlers
 from smtpraft.admin.members import MemberHandlers, MemberNode
 from smtpraft.admin.metrics import CONTENT_TYPE, gauge, render
+from smtpraft.admin.token import read_token as read_token_file
 from smtpraft.admin.views import message_view, status_view
 from smtpraft.cluster.snapshot_format import encode_file_header
 from smtpraft.cluster.snapshot_sender import Copy
@@ -52,7 +55,7 @@ CHANGE_S: Final = 14.0  # below the fifteen that `smtpraft member` waits
 HEALTH_TIMEOUT_S: Final = 2.0
 OLDEST_S: Final = 0.5
 SNAPSHOT_BLOCK_BYTES: Final = 256 * 1024
-_PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
+SOCKET_PATH_BYTES_MAX: Final = 107  # unix(7)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -80,14 +83,20 @@ class Admin:
         digest: Callable[[], tuple[str, int]],
         compiled: bool,
         metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
+        routes: Sequence[web.RouteDef] = (),
         token: bytes = b"",
         data_dir: str = "",
     ) -> None:
         address = parse_address(settings.listen)
-        if not token and not address.is_loopback:
+        read_token = read_token_file(settings.read_token_file, "read_token_file") if settings.read_token_file else b""
+        self._access = Access(settings, token, read_token)
+        if self._access.open_to_this_machine and not address.is_loopback:
             raise ConfigError(
                 f"admin.listen = {settings.listen!r} is reachable from other machines; set admin.token_file"
             )
+        self._context = server_context(settings)
+        self._socket_path = os.path.join(data_dir, settings.socket) if settings.socket else ""
+        self._more = tuple(routes)
         self.draining = False
         self._address = address
         self._node = node
@@ -97,7 +106,6 @@ class Admin:
         self._digest = digest
         self._compiled = compiled
         self._metrics = metrics
-        self._token = token
         self._data_dir = data_dir
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
@@ -114,6 +122,8 @@ class Admin:
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/healthz", self._healthz),
+                web.get("/leader", self._leader),
+                web.get("/follower", self._follower),
                 web.get("/metrics", self._get_metrics),
                 web.get("/v1/status", self._get_status),
                 web.get("/v1/snapshot", self._get_snapshot),
@@ -123,17 +133,40 @@ class Admin:
                 web.post("/v1/queue/{action:hold|release|delete|flush}", self._post_action),
                 *self._key_handlers.routes(),
                 *self._member_handlers.routes(),
+                *self._more,
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, self._address.host, self._address.port, reuse_address=True)
+        self._site = web.TCPSite(
+            self._runner, self._address.host, self._address.port, reuse_address=True, ssl_context=self._context
+        )
         await self._site.start()
+        if self._socket_path:
+            await self._listen_here()
+
+    async def _listen_here(self) -> None:
+        """Open the Unix socket: for whoever may enter the data directory, that is, this user."""
+        assert self._runner is not None
+        path = self._socket_path
+        if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+            log.warning("no Unix socket: its path is too long path=%r; set admin.socket to a shorter one", path)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)  # of a run that was killed: nobody else has this data directory now
+        await web.UnixSite(self._runner, path).start()
+        os.chmod(path, 0o600)
+
+    def routes(self) -> list[tuple[str, str]]:
+        """Return method and path of all that is answered."""
+        assert self._runner is not None
+        resources = self._runner.app.router.resources()
+        return [(r.method, res.get_info().get("path") or res.get_info()["formatter"]) for res in resources for r in res]
 
     def set_token(self, token: bytes) -> None:
         """Ask for another token from now on. A node that asked for none goes on so, and the other way round."""
-        if bool(token) == bool(self._token):
-            self._token = token
+        self._access.set_token(token)
 
     async def stop(self) -> None:
         """Close the listener and what is left of connections."""
@@ -150,8 +183,7 @@ class Admin:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if request.path not in _PROBES:
-                self._check_access(request)
+            self._access.check(request)
             async with asyncio.timeout(_patience_s(request.path)):
                 return await handler(request)
         except web.HTTPException as error:
@@ -173,23 +205,14 @@ class Admin:
         except SmtpRaftError as error:
             return _problem(409, str(error))
 
-    def _check_access(self, request: web.Request) -> None:
-        if self._token:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
-                raise _refusal(web.HTTPUnauthorized, "a bearer token is needed: see admin.token_file")
-            return
-        try:
-            host = parse_address(
-                request.host if request.host.rpartition(":")[2].isdigit() else f"{request.host}:80"
-            ).host
-            local = host == "localhost" or bool(ipaddress.ip_address(host))
-        except ValueError:
-            local = False
-        if not local:  # a name that a stranger's DNS points to 127.0.0.1
-            raise _refusal(web.HTTPForbidden, "ask for this host by address, or set admin.token_file")
-        if request.method != "GET" and request.method != "HEAD" and request.content_type != "application/json":
-            raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
+    async def _leader(self, request: web.Request) -> web.Response:
+        leads = self._node.status().role == "leader" and self._node.has_quorum() and not self.draining
+        return web.Response(text="leader\n" if leads else "not the leader\n", status=200 if leads else 503)
+
+    async def _follower(self, request: web.Request) -> web.Response:
+        status = self._node.status()
+        follows = status.role == "follower" and bool(status.leader_id) and status.has_quorum and not self.draining
+        return web.Response(text="follower\n" if follows else "no follower\n", status=200 if follows else 503)
 
     async def _livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -320,7 +343,7 @@ class Admin:
 
 def _patience_s(path: str) -> float | None:
     """Return how long a request may take: what streams as long as it needs, a change of the members longer."""
-    if path.endswith(("/body", "/snapshot")):
+    if path.endswith(("/body", "/snapshot", "/events")):
         return None
     return CHANGE_S if path.startswith("/v1/members/") else ANSWER_S
 

@@ -37,6 +37,7 @@ from smtpraft.cli.configuration import read_secrets
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
 from smtpraft.cli.manager import START_STEP_S, ServiceManager
+from smtpraft.cli.observing import Observing
 from smtpraft.cli.reload import compare
 from smtpraft.cluster.addresses import parse_listen, parse_peers
 from smtpraft.cluster.joining import CannotJoin
@@ -224,6 +225,7 @@ class Daemon:
                 rng=random.Random(secrets.randbits(64)),
                 on_failure=self._delivery_failed,
             )
+            self.observing = Observing(self.node, self.client, self.smtp, self.delivery, str(self._data_dir))
             self.admin = Admin(
                 config.admin,
                 self.node,
@@ -232,6 +234,7 @@ class Daemon:
                 digest=self.machine.digest_now,
                 compiled=COMPILED,
                 metrics=[self._metrics],
+                routes=self.observing.routes,
                 token=self._token,
                 data_dir=str(self._data_dir),
             )
@@ -251,7 +254,9 @@ class Daemon:
         self._quorum_seen_at = asyncio.get_running_loop().time()  # a first election is waited out like any other
         async with _explained("smtp.listen", ", ".join(config.smtp.listen)):
             await self.smtp.start()
+        self.observing.start()
         parts.push_async_callback(self.admin.stop)
+        parts.push_async_callback(self.observing.close)
         async with _explained("admin.listen", config.admin.listen):
             await self.admin.start()
         log.info(
@@ -321,6 +326,7 @@ class Daemon:
         yield from queue_metrics(self.client.counts(), QUEUE_STATES)
         yield from smtp_metrics(self.smtp.statistics)
         yield from delivery_metrics(self.delivery.metrics, self.delivery.destinations)
+        yield from self.observing.metrics()
 
     # ---- stop ----
 
@@ -379,6 +385,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         self.admin.draining = True
+        self.observing.draining()
         if self.node.is_leader and self.node.has_others:
             with contextlib.suppress(SmtpRaftError):
                 await self.node.transfer_leadership()  # first, so that the messages under way commit without a pause

@@ -20,6 +20,7 @@ from smtpraft.cluster.commits import CommitTimes
 from smtpraft.cluster.driver import Driver
 from smtpraft.cluster.durations import Durations
 from smtpraft.cluster.heartbeats import Heartbeats
+from smtpraft.cluster.inquiry import Inquiries
 from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
 from smtpraft.cluster.machine import StateDamaged, StateMachine
@@ -56,6 +57,8 @@ class Node:
         self._machine = machine
         self.commit_times = CommitTimes()
         """From a call of `replicate` to its answer."""
+        self.inquiries = Inquiries(self.id)
+        """What members answer each for itself."""
         self._stopping = False
         self._identity: Identity | None = None
         self._wal: Wal | None = None
@@ -527,8 +530,20 @@ class Node:
                 "both, or empty the whole directory and replace the member: smtpraft member replace"
             )
 
+    async def ask_members(
+        self, operation: str, arguments: Arguments, *, timeout_s: float
+    ) -> dict[NodeId, object | None]:
+        """Return what each member, this one too, answers to a question of `inquiries`; None: no answer in time."""
+        self._check_running()
+        enrolment = self._driver.enrolment
+        return await self.inquiries.ask_all(
+            enrolment.requests, enrolment.roster.members, operation, arguments, timeout_s
+        )
+
     async def _carry_out(self, operation: str, arguments: Arguments) -> object:
         self._check_running()
+        if self.inquiries.knows(operation):
+            return await self.inquiries.carry_out(operation, arguments)
         return await self._changes.carry_out(operation, arguments)
 
     def _describe(self) -> bytes:
