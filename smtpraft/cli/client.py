@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 from urllib.parse import urlencode
 
 from smtpraft.cli.exits import CommandError, Exit
@@ -68,12 +70,94 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Files for HTTPS endpoints: an authority to trust, a certificate of our own and its key."""
+
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._timeout_s)
+        self.sock.connect(self._path)
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """Talks to the first of `endpoints` that can answer."""
 
     endpoints: Sequence[str]
     timeout_s: float = 5.0
     token: str = field(default="", repr=False)
+    tls: Tls = Tls()
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return what HTTPS endpoints are met with.
+
+        Raises:
+            CommandError: a file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.tls.cacert or None)
+            if self.tls.cert:
+                context.load_cert_chain(self.tls.cert, self.tls.key or None)
+        except OSError as error:  # ssl.SSLError is one
+            raise CommandError(Exit.CONFIG, f"--cacert, --cert, --key: cannot be used: {error}") from None
+        return context
+
+    def _connection(self, endpoint: str) -> http.client.HTTPConnection:
+        """Return a connection to `unix:PATH`, `https://HOST:PORT` or `[http://]HOST:PORT`, not open yet.
+
+        Raises:
+            InvalidURL: the port is none.
+        """
+        if endpoint.startswith("unix:"):
+            return _UnixConnection(endpoint.removeprefix("unix:"), self.timeout_s)
+        if endpoint.startswith("https://"):
+            host = endpoint.removeprefix("https://").rstrip("/")
+            return http.client.HTTPSConnection(host, timeout=self.timeout_s, context=self.tls_context())
+        return http.client.HTTPConnection(endpoint.removeprefix("http://").rstrip("/"), timeout=self.timeout_s)
+
+    def stream(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield name and content of the server-sent events of the first endpoint that answers, until it ends them.
+
+        Raises:
+            CommandError: none answers with a stream, or it is silent for `timeout_s`.
+        """
+        failures = []
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        for endpoint in self.endpoints:
+            try:
+                connection = self._connection(endpoint)
+                connection.request("GET", path, headers=headers)
+                response = connection.getresponse()
+            except (http.client.HTTPException, OSError, UnicodeError) as error:
+                failures.append(f"{endpoint}: {_reason(error)}")
+                continue
+            with contextlib.closing(connection):
+                if response.status != 200:
+                    failures.append(f"{endpoint}: {Answer(endpoint, response.status, response.read()).error()}")
+                    continue
+                name = ""
+                try:
+                    while line := response.readline():
+                        key, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(": ")
+                        if key == "event":
+                            name = value
+                        elif key == "data":
+                            yield name, json.loads(value)
+                except (http.client.HTTPException, OSError) as error:
+                    raise CommandError(Exit.UNAVAILABLE, f"{endpoint}: broke off: {_reason(error)}") from None
+                return
+        raise CommandError(Exit.UNAVAILABLE, *failures)
 
     def ask(self, endpoint: str, method: str, path: str, body: Json | None = None) -> Answer:
         """Return the answer of this one endpoint.
@@ -81,7 +165,11 @@ class Client:
         Raises:
             EndpointError: there is none.
         """
-        host = endpoint.removeprefix("http://").rstrip("/")
+        host = (
+            ""
+            if endpoint.startswith("unix:")
+            else endpoint.removeprefix("https://").removeprefix("http://").rstrip("/")
+        )
         port = host.rpartition(":")[2] if ":" in host else ""
         if port.isascii() and port.isdigit() and not 0 < int(port[:6]) <= 65535:
             raise EndpointError(f"{endpoint}: {port} is no port")  # the resolver would take it modulo 65536
@@ -92,7 +180,7 @@ class Client:
             headers["Content-Type"] = "application/json"
         sent = False
         try:
-            connection = http.client.HTTPConnection(host, timeout=self.timeout_s)
+            connection = self._connection(endpoint)
             try:
                 connection.connect()
                 sent = True
@@ -174,9 +262,7 @@ class Client:
         for endpoint in self.endpoints:
             headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
             try:
-                connection = http.client.HTTPConnection(
-                    endpoint.removeprefix("http://").rstrip("/"), timeout=self.timeout_s
-                )
+                connection = self._connection(endpoint)
             except http.client.InvalidURL as error:
                 failures.append(f"{endpoint}: {error}")
                 continue
@@ -233,6 +319,10 @@ class Client:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {error.verify_message}; see --cacert"
+    if isinstance(error, FileNotFoundError):
+        return "no such socket: no node is running there"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: no node is running there"
     if isinstance(error, socket.gaierror | UnicodeError):
@@ -246,6 +336,16 @@ def endpoints_from(text: str | None) -> list[str]:
     """Return the endpoints of `--endpoints` or SMTPRAFT_ENDPOINTS, or the default one."""
     text = text or os.environ.get("SMTPRAFT_ENDPOINTS", "")
     return [part.strip() for part in text.split(",") if part.strip()] or [ENDPOINT_DEFAULT]
+
+
+def tls_from(cacert: str | None, cert: str | None, key: str | None) -> Tls:
+    """Return the files of `--cacert`, `--cert`, `--key`, or of SMTPRAFT_CACERT and so on."""
+    environ = os.environ
+    return Tls(
+        cacert or environ.get("SMTPRAFT_CACERT", ""),
+        cert or environ.get("SMTPRAFT_CERT", ""),
+        key or environ.get("SMTPRAFT_KEY", ""),
+    )
 
 
 def token_from(path: str | None) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from smtpraft._version import __version__
 from smtpraft.cli.exits import CommandError, Exit
+from smtpraft.cli.looking import add_looking
 
 if TYPE_CHECKING:
     from smtpraft.cli.client import Client
@@ -66,8 +67,12 @@ def build_parser() -> _Parser:
     )
     remote = _Parser(add_help=False, parents=[shape])
     remote.add_argument(
-        "--endpoints", metavar="HOST:PORT,…", help="admin addresses (SMTPRAFT_ENDPOINTS, 127.0.0.1:8025)"
+        "--endpoints",
+        metavar="HOST:PORT,…",
+        help="admin addresses; also https://…, unix:PATH (SMTPRAFT_ENDPOINTS, 127.0.0.1:8025)",
     )
+    for name, text in (("cacert", "authority to trust"), ("cert", "our own certificate"), ("key", "its key")):
+        remote.add_argument(f"--{name}", metavar="FILE", help=f"for https endpoints: {text} (SMTPRAFT_{name.upper()})")
     remote.add_argument("--token-file", metavar="FILE", help="bearer token of the admin API (SMTPRAFT_TOKEN_FILE)")
     remote.add_argument(
         "--command-timeout", metavar="S", type=_seconds, default=5.0, help="wait so long for an answer (5)"
@@ -100,6 +105,7 @@ def build_parser() -> _Parser:
 
     _add_queue(commands, remote)
     _add_kv(commands, remote)
+    add_looking(commands, remote, _positive, _with_client)
     _add_snapshot(commands, shape, remote, configured)
     _add_recover(commands, shape)
     _add_config(commands, shape, configured)
@@ -315,14 +321,25 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve(arguments.config, arguments.join)
 
 
-def _remote(function: str) -> Command:
+def _with_client(command: Callable[[Client, argparse.Namespace], int]) -> Command:
     def run(arguments: argparse.Namespace) -> int:
-        from smtpraft.cli import kv, member, queue, status
-        from smtpraft.cli.client import Client, endpoints_from, token_from
+        from smtpraft.cli.client import Client, endpoints_from, tls_from, token_from
 
         client = Client(
-            endpoints_from(arguments.endpoints), arguments.command_timeout, token_from(arguments.token_file)
+            endpoints_from(arguments.endpoints),
+            arguments.command_timeout,
+            token_from(arguments.token_file),
+            tls_from(arguments.cacert, arguments.cert, arguments.key),
         )
+        return command(client, arguments)
+
+    return run
+
+
+def _remote(function: str) -> Command:
+    def run(client: Client, arguments: argparse.Namespace) -> int:
+        from smtpraft.cli import kv, member, queue, status
+
         commands: dict[str, Callable[[Client, argparse.Namespace], int]] = {
             "status": status.status,
             "health": status.health,
@@ -342,7 +359,7 @@ def _remote(function: str) -> Command:
         }
         return commands[function](client, arguments)
 
-    return run
+    return _with_client(run)
 
 
 def _save_snapshot(client: Client, arguments: argparse.Namespace) -> int:

@@ -143,7 +143,7 @@ function role(node) {
   return el("span", { class: `pill ${kind === undefined ? "warn" : kind}` }, node.draining ? "stopping" : node.role);
 }
 function cells(row, values) {
-  const labels = ["", "Role", "Term", "Commit", "Behind", "Sync p50 / p99", "Disk", "Round trip", "Clients", "To deliver", "Up for"];
+  const labels = ["", "Role", "Term", "Commit", "Behind", "Sync", "Disk", "Round trip", "Clients", "To deliver", "Up for"];
   row.append(...values.map(([value, number], at) => el("td", { class: number ? "num" : null, "data-label": labels[at] }, value)));
   return row;
 }
