@@ -14,7 +14,7 @@ import pytest
 
 from smtpraft.cli.bench import load
 from smtpraft.cli.bench.load import Load
-from smtpraft.cli.bench.loadplan import SMTP, LoadFailed
+from smtpraft.cli.bench.loadplan import KEYS, SMTP, LoadFailed
 
 Handler = Callable[[socket.socket], None]
 
@@ -171,13 +171,15 @@ class Framed:
             connection.sendall(struct.pack(">Q", len(self.written)))
 
 
-def test_no_key_is_written_twice(half: ModuleType) -> None:
+def test_each_session_writes_to_keys_of_its_own(half: ModuleType) -> None:
     framed = Framed()
     with server(framed) as port:
-        found = load.write_log([port], 4, 256, messages=60)
-    assert found.count == 60
+        found = load.write_log([port], 4, 256, messages=200)
+    assert found.count == 200
     assert {len(write) for write in framed.written} == {16 + 256}
-    assert len({write[:16] for write in framed.written}) == 60
+    keys = {write[:16] for write in framed.written}
+    assert keys <= {b"%06d%010d" % (session, key) for session in range(4) for key in range(KEYS)}
+    assert len(keys) > KEYS
 
 
 def test_a_write_that_is_not_stored_ends_it(half: ModuleType) -> None:

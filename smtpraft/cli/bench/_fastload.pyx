@@ -84,6 +84,7 @@ cdef enum:
     BUFFER = 20480  # a reply, or an HTTP/2 frame (16,384 at most, RFC 9113 §4.2) and its header
     COMMANDS = 6
     KEY_DIGITS = 16
+    KEYS = 16
     REASON = 240
     SLICE_MS = 100  # so often Ctrl-C is heard
 
@@ -268,7 +269,7 @@ cdef void _next_write(Run *run, Session *session, uint64_t now) noexcept nogil:
     run.begun += 1
     session.answered = False
     _digits(session.own + run.key_at, 6, session.number)
-    _digits(session.own + run.key_at + 6, KEY_DIGITS - 6, session.count)
+    _digits(session.own + run.key_at + 6, KEY_DIGITS - 6, session.count % KEYS)
     session.count += 1
     if run.protocol == GRPC:
         _put_u32(session.own + 5, session.stream)

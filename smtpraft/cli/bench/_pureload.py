@@ -19,6 +19,7 @@ from smtpraft.cli.bench.loadplan import (
     FRAMED,
     GRPC,
     KEY_DIGITS,
+    KEYS,
     MESSAGES_MAX,
     PORTS_MAX,
     SESSIONS_MAX,
@@ -48,7 +49,7 @@ def run_load(
     """Send over `sessions`, spread over `ports`, for `seconds` or until `messages` have begun.
 
     `anew`: a session carries one message and is followed by another (SMTP). Where in a message its key is (16 digits,
-    never the same twice) and its second HTTP/2 frame, `key_at` and `second_frame_at` say.
+    the session's number and which of its keys) and its second HTTP/2 frame, `key_at` and `second_frame_at` say.
 
     Returns when each message was answered and how long it waited, in ns, the former since the start; and the seconds
     of CPU that this took here.
@@ -212,7 +213,7 @@ class _Run:
         self._begun += 1
         session.answered = False
         message = bytearray(self._commands[1])
-        message[self._key_at : self._key_at + KEY_DIGITS] = b"%06d%010d" % (session.number, session.count)
+        message[self._key_at : self._key_at + KEY_DIGITS] = b"%06d%010d" % (session.number, session.count % KEYS)
         session.count += 1
         if self._protocol == GRPC:
             struct.pack_into(">I", message, 5, session.stream)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from smtpraft.cli.bench.processes import cpu_seconds
+from smtpraft.cli.bench.processes import cpu_seconds, wait_calm
 from smtpraft.cli.bench.target import BenchFailed
 from smtpraft.cli.client import Client, Json
 from smtpraft.cli.demo.nodes import DemoCluster, DemoNode
@@ -47,6 +47,7 @@ class Cluster(DemoCluster):
     def begin(self) -> None:
         """Start all nodes; return when each can commit."""
         asyncio.run(self.start())
+        wait_calm()
 
     def end(self) -> None:
         """Stop all nodes as a service manager would."""

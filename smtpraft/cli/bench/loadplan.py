@@ -14,6 +14,8 @@ GRPC: Final = 2
 """HTTP/2, as etcd speaks it. Commands: what opens a connection; HEADERS and DATA of one request."""
 
 KEY_DIGITS: Final = 16
+KEYS: Final = 16
+"""Each session writes to so many keys of its own, one after the other: what is stored stays small."""
 PORTS_MAX: Final = 64
 SESSIONS_MAX: Final = 10_000
 MESSAGES_MAX: Final = 100_000_000

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import smtpraft
-from smtpraft.cli.bench.processes import cpu_seconds
+from smtpraft.cli.bench.processes import cpu_seconds, wait_calm
 from smtpraft.cli.bench.target import BenchFailed
 from smtpraft.cli.demo.nodes import free_ports
 
@@ -57,6 +57,7 @@ class LogCluster:
             if process.stdout.readline() != b"ready\n":
                 words = (self._directory / f"{plan['id']}.log").read_text("utf-8", "replace")[-2000:]
                 raise BenchFailed(f"{plan['id']} did not start:\n{words}")
+        wait_calm()
 
     def leader_port(self) -> int:
         """Return where the clients of the leader go.

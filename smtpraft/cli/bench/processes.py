@@ -10,6 +10,7 @@ from typing import Final
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _MIB: Final = 1 << 20
+CALM_SHARE: Final = 0.15
 
 
 def cpu_seconds(pid: int, *, dead_children: bool = False) -> float:
@@ -27,6 +28,13 @@ def busy_share(seconds: float) -> float:
     time.sleep(seconds)
     spent = [now - then for now, then in zip(_cpu_times(), before, strict=True)]
     return 1 - (spent[3] + spent[4]) / max(1, sum(spent))  # idle, iowait (proc_stat(5))
+
+
+def wait_calm(seconds: float = 5.0) -> None:
+    """Return when little is going on here (a node that has just started fills segments with zeros), or in `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and busy_share(0.3) > CALM_SHARE:
+        pass
 
 
 def family(pid: int) -> dict[int, str]:
