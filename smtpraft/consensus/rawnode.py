@@ -28,12 +28,14 @@ from smtpraft.consensus.errors import InvalidMessage, LocalMessage, PeerNotFound
 from smtpraft.consensus.messages import (
     APPEND_THREAD,
     APPLY_THREAD,
+    NO_ENTRIES,
     ConfState,
     EntryRange,
     HardState,
     Message,
     MessageType,
     Output,
+    ReadState,
     Role,
     SnapshotMeta,
     SoftState,
@@ -454,20 +456,23 @@ class RawNode:
         if raft.reads_to_confirm:
             leader.broadcast_heartbeat(raft)
 
-        soft_state = None
-        if raft.role is not self._last_soft.role or raft.leader_id != self._last_soft.leader_id:
+        soft_state, last_soft = None, self._last_soft
+        if raft.role is not last_soft.role or raft.leader_id != last_soft.leader_id:
             soft_state = self._last_soft = SoftState(raft.leader_id, raft.role)
         entries = raftlog.next_entries()
-        hard_state, must_sync = None, bool(entries)
-        last = self._last_hard
+        hard_state, must_sync = None, entries is not NO_ENTRIES
+        last, commit = self._last_hard, raftlog.commit_index
         if raft.term != last.term or raft.vote != last.vote:
-            hard_state, must_sync = raft.hard_state, True
-        elif raftlog.commit_index != last.commit:
-            hard_state = raft.hard_state
+            hard_state, must_sync = HardState(raft.term, raft.vote, commit), True
+        elif commit != last.commit:
+            hard_state = HardState(raft.term, raft.vote, commit)
         if hard_state is not None:
             self._last_hard = hard_state
         snapshot = None if raftlog.snapshot_handed else raftlog.snapshot
-        read_states = tuple(raft.read_states)
+        read_states: tuple[ReadState, ...] = ()
+        if raft.read_states:
+            read_states = tuple(raft.read_states)
+            raft.read_states = []
         committed = raftlog.next_committed(not self._async)
 
         messages = raft.messages
@@ -475,11 +480,10 @@ class RawNode:
         raft.unsent_appends.clear()
         after_append = raft.after_append
         raft.after_append = []
-        raft.read_states = []
         if self._async:
-            if entries or hard_state is not None or snapshot is not None or after_append:
+            if must_sync or hard_state is not None or snapshot is not None or after_append:
                 messages.append(self._storage_append(entries, hard_state, snapshot, after_append))
-            if committed:
+            if committed is not NO_ENTRIES:
                 messages.append(_storage_apply(self.id, committed))
         else:
             own = [message for message in after_append if message.to == self.id]
@@ -487,7 +491,7 @@ class RawNode:
             self._on_advance = own
             if raftlog.has_unstable or snapshot is not None:
                 own.append(self._storage_append_response(snapshot))
-            if committed:
+            if committed is not NO_ENTRIES:
                 own.append(_storage_apply_response(self.id, committed))
             self._advance_due = True
         raftlog.handed_out()

@@ -23,7 +23,6 @@ from smtpraft.consensus import (
     ConfState,
     HardState,
     Message,
-    MessageType,
     RawNode,
     Role,
 )
@@ -31,6 +30,7 @@ from smtpraft.fastlog import Log
 from smtpraft.types import NodeId
 
 PEERS: Final = 4  # of a cluster of five
+CACHE_BYTES: Final = 1 << 20  # as a node does, the logs here forget the bytes of old entries
 _HALVES: Final = (("compiled", "smtpraft._fastlog"), ("pure", "smtpraft._purelog"))
 _BEAT: Final = (3, 1_000_000, 77, 999_000, 12345, 1_000_000, 999_999, 2**63, 10**12)
 
@@ -56,10 +56,10 @@ def measure(figures: Figures, rounds: int, say: Callable[[str], None]) -> None:
 
 
 def _timed(calls: int, work: Callable[[], object]) -> float:
-    """Return the microseconds of each of `calls` that `work` does."""
-    began = time.perf_counter()
+    """Return the microseconds of CPU of each of `calls` that `work` does; others on this machine count for nothing."""
+    began = time.thread_time_ns()
     work()
-    return (time.perf_counter() - began) * 1e6 / calls
+    return (time.thread_time_ns() - began) / 1e3 / calls
 
 
 def _call() -> float:
@@ -168,34 +168,41 @@ class Trio:
             for number, name in enumerate(names)
         }
         self.applied = 0
+        self._told: dict[NodeId, RawNode] = {}
         self.leader = self.nodes[names[0]]
         self.leader.campaign()
         self.settle()
         assert self.leader.role is Role.LEADER
 
     def settle(self) -> None:
-        """Carry everything to where it goes until nobody has anything to say."""
-        nodes = list(self.nodes.values())
-        busy = True
-        while busy:
-            busy = False
-            for node in nodes:
-                while node.has_ready():
-                    busy = True
-                    for message in node.ready().messages:
-                        self._carry(node, message)
+        """Carry everything to where it goes until nobody has anything to say. Only the leader was spoken to."""
+        told = self._told
+        told[self.leader.id] = self.leader
+        while told:
+            node = told.pop(next(iter(told)))
+            if node.has_ready():
+                for message in node.ready().messages:
+                    self._carry(node, message)
+        for node in self.nodes.values():
+            node.log.evict(CACHE_BYTES)
 
     def _carry(self, node: RawNode, message: Message) -> None:
         """What goes to a disk or a state machine is done at once, and answered."""
-        if message.to == APPEND_THREAD or message.to == APPLY_THREAD:
-            if message.type is MessageType.STORAGE_APPLY:
+        to = message.to
+        if to in (APPEND_THREAD, APPLY_THREAD):
+            if to == APPLY_THREAD:
                 self.applied += message.entries.last - message.entries.first + 1
             for response in message.responses:
-                self.nodes[response.to].step(response)
+                self._tell(response)
             return
-        if message.entries:
+        if message.entries.last:
             message.block = b"".join(node.log.spans(message.entries.first, message.entries.last))
-        self.nodes[message.to].step(message)
+        self._tell(message)
+
+    def _tell(self, message: Message) -> None:
+        node = self.nodes[message.to]
+        node.step(message)
+        self._told[message.to] = node
 
 
 def cycle_us(batch: int, entries: int) -> float:
