@@ -62,6 +62,7 @@ def install() -> None:
     """
     if not BINARY.exists():
         PLACE.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
         subprocess.run(["apt-get", "install", "-qq", "-y", *_LIBRARIES], check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["apt-get", "download", "-qq", "exim4-daemon-light"], check=True, cwd=PLACE)
         for package in PLACE.glob("*.deb"):
