@@ -1,4 +1,4 @@
-# make demo | test | test-faults | test-ops | simulate | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | test-ops | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults test-ops simulate bench bench-peers lint clean
+.PHONY: demo test test-faults test-ops simulate fuzz bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -42,6 +42,10 @@ simulate: .venv/.test
 	@$(BIN)/python -m tests.simulation.planted --jobs 2
 
 # The hot paths. Each run is kept in .benchmarks; ARGS=--benchmark-compare sets the last one beside it.
+# A million inputs to what reads strangers' bytes, compiled against plain, from a fresh seed: some minutes.
+fuzz: .venv/.test
+	@$(BIN)/python -m tests.unit.fuzz $(ARGS)
+
 bench: .venv/.bench
 	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=median,iqr,min,max,rounds --benchmark-warmup=on --benchmark-autosave $(ARGS)
