@@ -210,7 +210,7 @@ cdef Py_ssize_t _find_crlf(const uint8_t *at, Py_ssize_t count) noexcept nogil:
         found = <const uint8_t *>memchr(at + done, 10, count - done)
         if found == NULL:
             return -1
-        if found > at and found[-1] == 13:
+        if found > at and (found - 1)[0] == 13:
             return found - at - 1
         done = found - at + 1
     return -1

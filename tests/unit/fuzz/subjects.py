@@ -148,7 +148,6 @@ def _hear(
                     events.append(_content(content))
                     content = None
     events.append(lines.waiting_bytes if content is None else (content.size_bytes, content.forgotten))
-    return events
 
 
 def _through_rooms(content: Any, chunk: bytes) -> bytes | None:
