@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -25,7 +26,7 @@ from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
 from smtpraft.cluster.machine import StateDamaged, StateMachine
 from smtpraft.cluster.members import rows_of
-from smtpraft.cluster.proposals import Done
+from smtpraft.cluster.proposals import Done, settle
 from smtpraft.cluster.requests import Arguments
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
@@ -184,32 +185,29 @@ class Node:
             Stopped: nothing was handed to the cluster.
             ValueError: it is larger than an entry may be.
         """
-        self._check_proposal(command)
-        began = monotonic()
-        future = self._driver.proposals.submit(command, self._loop, began + deadline_s, give_up_after_s, foreseen)
-        self._driver.want_turn()
-        answer = await future  # cancelling it withdraws nothing: `Proposals` goes on, and answers nobody
-        self.commit_times.add(monotonic() - began)
-        return answer
+        future: asyncio.Future[object] = self._loop.create_future()
+        self.propose(command, partial(settle, future), deadline_s, give_up_after_s, foreseen)
+        return await future  # cancelling it withdraws nothing: `Proposals` goes on, and answers nobody
 
     def propose(
         self,
         command: bytes,
         done: Done,
-        *,
         deadline_s: float = 10.0,
         give_up_after_s: float = 5.0,
         foreseen: Callable[[int], object] | None = None,
     ) -> None:
         """As `replicate`, for callbacks: no task, no future. `done` is called once, with the answer or the error.
 
-        It is called on the loop, in the middle of the node's own work: it must be quick, must not raise, and proposes
-        nothing itself (`call_soon` what would).
+        In the middle of the node's own work: it is quick, raises nothing, proposes nothing (`call_soon` what would).
 
         Raises:
             NotReplicated, Stopped, ValueError: as `replicate` would, at once; `done` is not called then.
         """
-        self._check_proposal(command)
+        self._check_running()
+        bytes_max = self.options.max_command_bytes
+        if len(command) > bytes_max:
+            raise ValueError(f"a command of {len(command)} bytes; at most {bytes_max} fit an entry")
         began = monotonic()
 
         def answered(result: object, error: Exception | None) -> None:
@@ -219,13 +217,6 @@ class Node:
 
         self._driver.proposals.propose(command, answered, began + deadline_s, give_up_after_s, foreseen)
         self._driver.want_turn()
-
-    def _check_proposal(self, command: bytes) -> None:
-        self._check_running()
-        if len(command) > self.options.max_command_bytes:
-            raise ValueError(
-                f"a command of {len(command)} bytes; at most {self.options.max_command_bytes} fit an entry"
-            )
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node's state is at least as new as every write that had finished when this was called.

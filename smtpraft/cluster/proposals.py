@@ -116,7 +116,7 @@ class Proposals:
     ) -> asyncio.Future[object]:
         """As `propose`; the future gets what `done` would. Cancelling it withdraws nothing."""
         future: asyncio.Future[object] = loop.create_future()
-        self.propose(command, partial(_settle, future), deadline, give_up_after_s, foreseen)
+        self.propose(command, partial(settle, future), deadline, give_up_after_s, foreseen)
         return future
 
     def propose(
@@ -362,7 +362,8 @@ class Proposals:
         proposal.done(None, error)
 
 
-def _settle(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
+def settle(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
+    """Give a future what a `Done` is given, unless it was cancelled."""
     if future.done():
         return
     if error is None:
