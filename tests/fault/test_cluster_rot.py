@@ -26,7 +26,7 @@ from .test_cluster_transfers import small_messages
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(280)]
 
 PLACES: Final = 200
-CHUNK: Final = 8
+CHUNK: Final = 4
 PAGE: Final = 4096
 STARTS_MAX: Final = 2  # the second one heals what the first one found while it ran
 HEAL_S: Final = 30.0
@@ -88,8 +88,11 @@ async def newest_applied(stage: Stage) -> int:
     return max((int(str(status["applied_index"])) for _, status in statuses if status is not None), default=0)
 
 
-async def whole(node: DemoNode, index: int) -> bool:
+async def whole(stage: Stage, node: DemoNode, index: int) -> bool:
     """Does it take part, with all that the others had when it was started? Or has it ended?"""
+    for other in stage.cluster.others(node):
+        if not other.running:  # damage of an earlier round was read only now: as a service manager would
+            stage.cluster.launch(other)
     if not node.running:
         return True
     status = await asyncio.to_thread(node.status)
@@ -159,7 +162,7 @@ async def start_again(stage: Stage, node: DemoNode, what: str) -> str:
         index = await newest_applied(stage)
         stage.cluster.launch(node)
         try:
-            await wait_for(lambda index=index: whole(node, index), what, HEAL_S)  # type: ignore[misc]
+            await wait_for(lambda index=index: whole(stage, node, index), what, HEAL_S)  # type: ignore[misc]
         except BaseException as error:
             error.add_note(f"{what}\n{node.last_words(30)}")
             raise
