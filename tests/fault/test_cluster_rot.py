@@ -15,9 +15,13 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import apsw
 import pytest
 
 from smtpraft.cli.demo.nodes import DemoNode
+from smtpraft.spool.errors import SpoolDamaged
+from smtpraft.spool.scrub import check_all
+from smtpraft.spool.store import DAMAGE
 
 from .cluster import Stage, wait_for
 from .figures import Figures
@@ -80,6 +84,19 @@ def damage(path: Path, random: Random, older: Path) -> str:
 
 def log_of(node: DemoNode) -> str:
     return (node.directory / "log").read_text(errors="replace")
+
+
+def rotten(node: DemoNode) -> bool:
+    """Is there anything in its database that nobody has read yet, and that is not what was written?"""
+    connection = apsw.Connection(str(data_of(node) / "spool" / "queue.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        with connection:
+            check_all(connection.cursor(), lambda: None)
+    except DAMAGE:
+        return True
+    finally:
+        connection.close()
+    return False
 
 
 async def newest_applied(stage: Stage) -> int:
@@ -145,6 +162,11 @@ async def test_a_node_heals_or_refuses_wherever_its_disk_was_damaged(
                     shutil.rmtree(data_of(victim))
                     shutil.copytree(saved, data_of(victim))
                     await stage.cluster.restart(victim)
+                elif rotten(victim):
+                    # What the scrub would find, later: two nodes that are damaged at once are a majority.
+                    stage.kill(victim)
+                    SpoolDamaged(str(data_of(victim) / "spool" / "queue.db"), "found by the scrub").note()
+                    outcome = await start_again(stage, victim, f"seed {seed}: {did}, noted")
                 outcomes[outcome] += 1
                 await load.finish()
             await stage.restart(outage) if not victim.running else None
