@@ -194,7 +194,7 @@ class Driver:
             on_failure=self.fail,
         )
         self._proposing = Proposing(
-            self.core, self.proposals, self.heartbeats, self._outbound, self.transport, self.contact_window_s
+            self.core, self.proposals, self.heartbeats, self._outbound, self._connected, self.contact_window_s
         )
 
     async def start(self) -> None:

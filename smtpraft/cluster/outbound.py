@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Final
+from typing import Final, Protocol
 
 from smtpraft import fastlog
 from smtpraft.cluster import wire
-from smtpraft.cluster.transport import Transport
 from smtpraft.consensus.messages import Message, MessageType
 from smtpraft.errors import Stopped
 from smtpraft.types import NodeId
@@ -36,6 +35,14 @@ URGENT: Final = frozenset(
 QUEUED_MAX: Final = 256  # appends that wait behind a read from disk, a peer; past it the peer counts as unreachable
 
 
+class Sender(Protocol):
+    """What is needed of the transport."""
+
+    def send(self, peer: NodeId, type: int, head: bytes, spans: Sequence[bytes | memoryview] = ()) -> bool: ...
+
+    def send_control(self, peer: NodeId, frame: bytes) -> bool: ...
+
+
 class Outbound:
     """Sends for one node. `is_current(term)` says whether it still leads in `term`, `may_wait(peer)` whether the news
     of a commit index may wait a while; `unreachable` tells the core.
@@ -45,7 +52,7 @@ class Outbound:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Sender,
         log: fastlog.Log,
         *,
         read_entries: Callable[[int, int], bytes],
@@ -95,9 +102,7 @@ class Outbound:
             spans = self._log.spans(message.entries.first, message.entries.last)
         except fastlog.NotCached:
             self._waiting[message.to] = deque([message])
-            task = asyncio.get_running_loop().create_task(self._drain(message.to), name=f"read-for-{message.to}")
-            self._tasks.add(task)
-            task.add_done_callback(self._drained)
+            self._read_for(message.to)
             return
         self._send_append(message, spans)
 
@@ -122,34 +127,50 @@ class Outbound:
         if not sent:
             self._unreachable(message.to)
 
+    # Reading for peers: a thread, and a task that waits for it. The simulator has another way to wait.
+
+    def _read_for(self, peer: NodeId) -> None:
+        task = asyncio.get_running_loop().create_task(self._drain(peer), name=f"read-for-{peer}")
+        self._tasks.add(task)
+        task.add_done_callback(self._drained)
+
     async def _drain(self, peer: NodeId) -> None:
         """Send what waits for `peer`, in order, reading from disk what is not in memory."""
-        queue = self._waiting[peer]
         loop = asyncio.get_running_loop()
         try:
-            while queue:
-                message = queue.popleft()
-                if not self._is_current(message.term) or message.index < self._log.prev_index:
-                    continue
-                spans: list[bytes | memoryview] = []
-                if message.entries:
-                    first, last = message.entries.first, message.entries.last
-                    try:
-                        spans.extend(self._log.spans(first, last))
-                    except fastlog.NotCached:
-                        block, last_term = await loop.run_in_executor(self._reader, self._read, first, last)
-                        if not self._is_current(message.term):
-                            continue
-                        if last_term != self._log.term(last):
-                            raise fastlog.Unavailable(
-                                f"index {last} was replaced, and that is not written yet"
-                            ) from None
-                        spans.append(block)
-                self._send_append(message, spans)
+            while (message := self._next_to_read(peer)) is not None:
+                first, last = message.entries.first, message.entries.last
+                self._was_read(message, *await loop.run_in_executor(self._reader, self._read, first, last))
         except (fastlog.Compacted, fastlog.Unavailable):
             self._unreachable(peer)  # the core probes again, from where the log now begins
         finally:
             del self._waiting[peer]
+
+    def _next_to_read(self, peer: NodeId) -> Message | None:
+        """Send what waits for `peer` up to the first append whose entries are not in memory; return that."""
+        queue = self._waiting[peer]
+        while queue:
+            message = queue.popleft()
+            if not self._is_current(message.term) or message.index < self._log.prev_index:
+                continue
+            if not message.entries:
+                self._send_append(message, [])
+                continue
+            try:
+                spans = self._log.spans(message.entries.first, message.entries.last)
+            except fastlog.NotCached:
+                return message
+            self._send_append(message, spans)
+        return None
+
+    def _was_read(self, message: Message, block: bytes, last_term: int) -> None:
+        """Send the entries that were read for `message`, if they are still those that it means."""
+        if not self._is_current(message.term):
+            return
+        last = message.entries.last
+        if last_term != self._log.term(last):
+            raise fastlog.Unavailable(f"index {last} was replaced, and that is not written yet")
+        self._send_append(message, [block])
 
     def _read(self, first: int, last: int) -> tuple[bytes, int]:
         block = self._read_entries(first, last)
@@ -160,7 +181,7 @@ class Outbound:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Stopped):
             self._on_failure(error)
 
-    def _send_append(self, message: Message, spans: list[memoryview] | list[bytes | memoryview]) -> None:
+    def _send_append(self, message: Message, spans: Sequence[bytes | memoryview]) -> None:
         self._commit_said[message.to] = message.commit
         self._held.pop(message.to, None)  # this one tells the same commit index, or a later one
         if self._awaited and message.commit >= self._awaited.get(message.to, message.commit + 1):

@@ -7,14 +7,13 @@ to whoever leads then. Loop thread only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from smtpraft import fastlog
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.outbound import Outbound
 from smtpraft.cluster.proposals import Proposals
-from smtpraft.cluster.transport import Transport
 from smtpraft.consensus import Message, MessageType, ProposalDropped, RawNode, Role
 from smtpraft.types import NO_NODE, NodeId
 
@@ -22,7 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class Proposing:
-    """Hands proposals on. `contact_window_s` is how old a majority's last word to this leader may be."""
+    """Hands proposals on. `contact_window_s` is how old a majority's last word to this leader may be, `clock` has the
+    same time as whoever wants turns (seconds)."""
 
     def __init__(
         self,
@@ -30,17 +30,20 @@ class Proposing:
         proposals: Proposals,
         heartbeats: Heartbeats,
         outbound: Outbound,
-        transport: Transport,
+        connected: Callable[[NodeId], bool],
         contact_window_s: float,
+        *,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._core = core
         self._proposals = proposals
         self._heartbeats = heartbeats
         self._outbound = outbound
-        self._transport = transport
+        self._connected = connected
+        self._clock = clock
         self._contact_window_s = contact_window_s
         self._forwarded: list[bytes] = []
-        self._senders: set[NodeId] = set()
+        self._senders: dict[NodeId, None] = {}  # in the order in which they sent, for one seed to be one history
 
     @property
     def has_forwarded(self) -> bool:
@@ -50,7 +53,7 @@ class Proposing:
     def forwarded(self, sender: NodeId, payloads: Sequence[tuple[int, bytes]]) -> None:
         """A follower wants these proposed, in this order."""
         self._forwarded.extend(payload for _, payload in payloads)
-        self._senders.add(sender)
+        self._senders[sender] = None
 
     def turn(self, leader_since: float) -> None:
         """Hand what gathered to the leader, be it this node, leading since `leader_since` (seconds, monotonic)."""
@@ -65,7 +68,7 @@ class Proposing:
 
     def _lead(self, leader_since: float) -> None:
         core = self._core
-        now = monotonic()
+        now = self._clock()
         # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
         fresh = now - max(self._heartbeats.quorum_contact_at(now), leader_since) <= self._contact_window_s
         payloads = self._proposals.take(now, core.term) if fresh else []
@@ -80,8 +83,8 @@ class Proposing:
 
     def _follow(self) -> None:
         core, leader = self._core, self._core.leader_id
-        now = monotonic()
-        while leader != NO_NODE and self._proposals.has_work(now) and self._transport.connected(leader):
+        now = self._clock()
+        while leader != NO_NODE and self._proposals.has_work(now) and self._connected(leader):
             payloads = self._proposals.take(now)
             if not payloads:
                 return

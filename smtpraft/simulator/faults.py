@@ -33,17 +33,20 @@ class Faults:
             "swizzle": self._swizzle,
             "isolate-leader": self._isolate_leader,
             "bridge": self._bridge,
+            "stale-leader": self._stale_leader,
             "crash": self._crash,
             "crash-all": self._crash_all,
             "pause": self._pause,
             "stall": self._stall,
             "full": self._full,
             "eio": self._eio,
+            "damage": self._damage,
             "wall-jump": self._jump,
             "transfer": self._transfer,
             "campaign": self._campaign,
             "forget-leader": self._forget_leader,
             "membership": self._change_members,
+            "usurp": self._usurp,
         }
         assert set(acts) | AIMED | STANDING | MODIFIERS == set(FAULTS), set(acts) ^ set(FAULTS)
         self._acts = [(name, act) for name, act in acts.items() if world.plan.has(name)]
@@ -69,7 +72,9 @@ class Faults:
         act()
 
     def led(self, process: Process) -> None:
-        """A node has just become leader: what breaks now finds it at its weakest."""
+        """A node has just become leader: what is asked of it now finds it at its weakest."""
+        if self.world.plan.has("membership") and self.random.random() < 0.4 and not self.world.calm:
+            self.world.timeline.after(self.random.randrange(50 * MS), self._change_at, process.host)
 
     # Who.
 
@@ -120,13 +125,42 @@ class Faults:
         if leader is None:
             return
         others = [host.id for host in self.world.hosts.values()]
+        if leader.process is not None and self.random.random() < 0.5:
+            # Whoever must not count stays with it (thesis §4.2.1).
+            learners = leader.process.core.conf_state.learners
+            others = [node for node in others if node not in learners]
         both_ways = self.random.random() < 0.6
         if both_ways or self.random.random() < 0.5:
             self.world.network.separate([leader.id], others, both_ways=both_ways)
         else:
             self.world.network.separate(others, [leader.id], both_ways=False)
+        self.world.workload.ask_often(leader, 2 * S)
         self.world.fault(leader.id, "isolate-leader", "both ways" if both_ways else "one way")
         self._heal_later()
+
+    def _stale_leader(self) -> None:
+        """A leader is asked that nobody hears any more, while what they said before still comes in (thesis §6.4)."""
+        leader = self._some()
+        if leader is None:
+            return
+        world, random = self.world, self.random
+        network, timeline = world.network, world.timeline
+        others = [host.id for host in world.hosts.values()]
+        late = random.choice((300, 1000, 2000)) * MS
+        network.late_us[leader.id] = late
+        begin = random.randrange(late)
+        timeline.after(begin, self._silence, leader.id, others)
+        timeline.after(begin + late + random.randrange(1 * S), self._be_heard, leader.id)
+        world.workload.ask_often(leader, begin + late)
+        world.fault(leader.id, "stale-leader", f"{late // MS} ms")
+
+    def _silence(self, node: NodeId, others: list[NodeId]) -> None:
+        if not self.world.calm:
+            self.world.network.separate([node], others, both_ways=False)
+
+    def _be_heard(self, node: NodeId) -> None:
+        self.world.network.late_us.pop(node, None)
+        self._mend(node)
 
     def _bridge(self) -> None:
         """Two halves that reach each other only through one node (openraft#2080)."""
@@ -168,6 +202,9 @@ class Faults:
 
     def _crash(self) -> None:
         host = self._some()
+        writing = [each for each in self._up() if each.process is not None and each.process.writer.in_flight]
+        if writing and self.random.random() < 0.5:
+            host = self.random.choice(writing)
         if host is not None:
             host.crash("crash")
 
@@ -195,8 +232,13 @@ class Faults:
         host = self._some()
         if host is not None:
             duration = self._duration()
-            host.stalled_until = self.world.timeline.now + duration
-            self.world.fault(host.id, "stall", f"{duration // MS} ms")
+            until = self.world.timeline.now + duration
+            what = self.random.choice(("log", "log", "spool"))
+            if what == "log":
+                host.stalled_until = until
+            else:
+                host.apply_stalled_until = until
+            self.world.fault(host.id, "stall", f"{what} {duration // MS} ms")
 
     def _full(self) -> None:
         host = self._some()
@@ -208,21 +250,95 @@ class Faults:
     def _eio(self) -> None:
         host = self._some()
         if host is not None:
-            host.fail_next_write = True
-            self.world.fault(host.id, "eio", "armed")
+            host.fail_next = self.random.choice(("write", "sync"))
+            self.world.fault(host.id, "eio", f"the next {host.fail_next}")
+
+    def _damage(self) -> None:
+        """A disk loses what it had: of a minority only, and not before a former one is whole again."""
+        world = self.world
+        hurt = sum(host.damaged for host in world.hosts.values())
+        host = self._some()
+        if host is None or host.damaged or 2 * (hurt + 1) >= world.plan.nodes or world.plan.has("membership"):
+            return
+        host.crash("crash")
+        what = host.damage()
+        if what:
+            world.fault(host.id, "damage", what)
 
     # Raft.
+
+    def _usurp(self) -> None:
+        """Leaders in quick succession, each of whom reaches few with its entries (Raft Figure 8). One node hears them
+        all, so entries are replaced there and replaced back; often before its disk has written the first of them.
+        """
+        world, random, plan = self.world, self.random, self.world.plan
+        hosts = self._up()
+        if len(hosts) < 2:
+            return
+        random.shuffle(hosts)
+        if random.random() < 0.4:  # The one who leads hears of it in the middle of what it was about to send.
+            hosts.sort(key=lambda host: host.process is None or host.process.core.role is not Role.LEADER)
+        victim, usurpers = hosts[0], hosts[1 : random.choice((3, 3, len(hosts)))]
+        steps = random.randint(2, 5)
+        step = (plan.delay_us + plan.jitter_us + plan.disk_us) * random.randint(6, 20)
+        if random.random() < 0.7:
+            victim.stalled_until = world.timeline.now + step * random.randint(1, steps)
+        for number in range(steps):
+            usurper = usurpers[number % len(usurpers)]
+            reached = {victim.id, *(host.id for host in hosts if random.random() < 0.15)}
+            world.timeline.after(number * step, self._let_lead, usurper.id, reached)
+            for again in range(4):
+                world.timeline.after(number * step + again * step // 4, self._usurp_once, usurper)
+        if random.random() < 0.3:
+            world.timeline.after(random.randrange(steps * step), self._crash_of, victim)
+        world.timeline.after(steps * step, world.network.let_all_lead)
+        world.fault(victim.id, "usurp", ", ".join(host.id for host in usurpers))
+
+    def _let_lead(self, node: NodeId, reached: set[NodeId]) -> None:
+        if not self.world.calm:
+            self.world.network.let_lead(node, reached)
+
+    def _usurp_once(self, usurper: Host) -> None:
+        if self.world.calm or usurper.process is None or usurper.process.core.role is Role.LEADER:
+            return
+        for host in self._up():
+            if host.process is not None and host is not usurper:
+                host.run(host.process, host.process.forget_leader)
+        usurper.run(usurper.process, usurper.process.campaign)
+
+    def _stall_for(self, host: Host, duration: int) -> None:
+        if not self.world.calm:
+            host.stalled_until = self.world.timeline.now + duration
+
+    def _crash_of(self, host: Host) -> None:
+        if host.process is not None and not self.world.calm:
+            host.crash("crash")
 
     def _transfer(self) -> None:
         host = self._some()
         if host is not None and host.process is not None:
             to = self.random.choice(list(self.world.hosts))
             self.world.fault(host.id, "transfer", to)
+            if self.random.random() < 0.3:
+                # It gives leadership away, and hears no more of what became of it.
+                delay = 2 * (self.world.network.delay_us + self.world.network.jitter_us)
+                others = list(self.world.hosts)
+                self.world.timeline.after(self.random.randrange(delay), self._deafen, host.id, others)
+                self.world.workload.ask_often(host, 300 * MS)
             host.run(host.process, host.process.transfer, to)
+
+    def _deafen(self, node: NodeId, others: list[NodeId]) -> None:
+        if not self.world.calm:
+            self.world.network.separate(others, [node], both_ways=False)
+            self._heal_later()
 
     def _campaign(self) -> None:
         host = self._some()
-        if host is not None and host.process is not None:
+        if host is not None:
+            self._campaign_at(host)
+
+    def _campaign_at(self, host: Host) -> None:
+        if host.process is not None and not self.world.calm:
             self.world.fault(host.id, "campaign")
             host.run(host.process, host.process.campaign)
 
@@ -234,10 +350,13 @@ class Faults:
 
     def _change_members(self) -> None:
         """Let somebody in or out, promote or demote; at times two at once, jointly (thesis §4.3)."""
-        random = self.random
         host = self._some()
-        process = host.process if host is not None else None
-        if host is None or process is None or process.core.role is not Role.LEADER:
+        if host is not None:
+            self._change_at(host)
+
+    def _change_at(self, host: Host) -> None:
+        random, process = self.random, host.process
+        if process is None or process.core.role is not Role.LEADER or self.world.calm:
             return
         state = process.core.conf_state
         change = LEAVE_JOINT
@@ -246,13 +365,14 @@ class Faults:
             singles: list[ChangeSingle] = []
             joining = []
             for _ in range(random.choice((1, 1, 2))):
-                node = random.choice(list(self.world.hosts))
+                # Often the leader itself: it goes on until the change is committed (thesis §4.2.2).
+                node = host.id if random.random() < 0.2 else random.choice(list(self.world.hosts))
                 kinds = [ChangeType.ADD_NODE, ChangeType.ADD_LEARNER]
                 if node in state.voters or node in state.learners:
                     kinds.append(ChangeType.REMOVE_NODE)
                 elif node in removed:
                     continue
-                kind = random.choice(kinds)
+                kind = kinds[-1] if node == host.id and random.random() < 0.6 else random.choice(kinds)
                 if node in state.voters and kind is not ChangeType.ADD_NODE and len(state.voters) < 3:
                     continue
                 singles.append(ChangeSingle(kind, node))
@@ -266,6 +386,17 @@ class Faults:
             return
         text = ", ".join(f"{single.type.name} {single.node}" for single in change.changes) or "leave"
         self.world.fault(host.id, "membership", text)
+        if any(single.node == host.id for single in change.changes) and random.random() < 0.5:
+            # Its own writes are under way when it learns that it is a member no more.
+            plan = self.world.plan
+            at = 2 * plan.disk_us + random.randrange(plan.apply_us + 2 * (plan.delay_us + plan.jitter_us))
+            self.world.timeline.after(at, self._stall_for, host, 1 * S)
+            self.world.workload.ask_often(host, 2 * at)
+        elif random.random() < 0.3:
+            # One who knows that it is committed, and has not applied it, is a candidate (thesis §4.1).
+            slow = random.choice(self._up())
+            slow.apply_stalled_until = self.world.timeline.now + 1 * S
+            self.world.timeline.after(random.randrange(100 * MS, 900 * MS), self._campaign_at, slow)
         host.run(process, process.change_members, change)
 
     # The second phase.
@@ -278,9 +409,11 @@ class Faults:
         core = hosts[: len(hosts) // 2 + 1 + random.randrange(len(hosts) - len(hosts) // 2)]
         if world.plan.has("membership"):
             core = hosts  # Which majority is asked for may be changing right now.
+        if world.plan.has("damage"):
+            core = [host for host in hosts if not host.refused]  # Who lost something elects nobody yet.
         if not world.plan.faults:
             core = hosts  # On a day without faults nothing breaks here either.
-        rest = hosts[len(core) :]
+        rest = [host for host in hosts if host not in core]
         world.network.heal()
         everybody = [host.id for host in hosts]
         for host in rest:
@@ -299,8 +432,8 @@ class Faults:
         world.network.calm()
         for host in core:
             host.stays_down = False
-            host.paused_until = host.stalled_until = 0
-            host.fail_next_write = False
+            host.paused_until = host.stalled_until = host.apply_stalled_until = 0
+            host.fail_next = ""
             host.disk.capacity_bytes = None
             if host.process is None:
                 world.timeline.after(0, host.start)

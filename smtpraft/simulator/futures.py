@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class VirtualLoop:
@@ -24,3 +28,13 @@ class VirtualLoop:
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """A future that failed and that nobody asked: its client died."""
+
+
+class AtOnce(Executor):
+    """A thread that has done everything at once."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do it."""
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future

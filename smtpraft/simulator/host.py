@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from smtpraft.cluster.members import Member
 from smtpraft.consensus import ConfState
+from smtpraft.errors import Fatal
 from smtpraft.simulator.invariants import Mirror
 from smtpraft.simulator.process import Crash, Process
 from smtpraft.simulator.spoolfile import SpoolFile
@@ -17,6 +18,7 @@ from smtpraft.simulator.timeline import MS, S
 from smtpraft.simulator.violation import Violation
 from smtpraft.storage import WalFailed, WalFull
 from smtpraft.storage.group import write_group
+from smtpraft.storage.segment import parse_segment_name
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 from smtpraft.types import NodeId
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 MILLION: Final = 1_000_000
 CALM_US: Final = 1 * MS
+PROMISES: Final = "data"
+"""The directory of the file of promises."""
 EPOCH_S: Final = 1_700_000_000
 
 
@@ -38,6 +42,7 @@ class Host:
         self.identity = node
         self.random = world.random
         self.disk = SimulatedDisk(self.random.getrandbits(32))
+        self.disk.make_directory(PROMISES)
         self.spool = SpoolFile(os.path.join(world.directory, node))
         self.mirror = Mirror()
         self.process: Process | None = None
@@ -47,11 +52,21 @@ class Host:
         self.conf_index = 0
         self.member = Member(node, number + 1, "127.0.0.1", 1000 + number)
         self.applied = 0
+        self.replays_to = 0
+        """Up to here its machine is given entries again: its log had lost some of what it has."""
+        self.vouched = ("", 0)
+        """The segment and the offset up to which the log vouches for what is in it."""
         self.write_failed = False
-        self.fail_next_write = False
+        self.fail_next = ""
+        """Which operation of the log's fails next: write, sync, or none."""
+        self.damaged = False
+        """Its disk lost something by itself, and not all of it is back."""
+        self.refused = False
+        """The node does not start on what is left of its disk: somebody must come and replace it."""
         self.stays_down = False
         self.paused_until = 0
         self.stalled_until = 0
+        self.apply_stalled_until = 0
         self._killed = True
         """Is the spool's file as the last process left it? Not after a loss of power."""
         plan = world.plan
@@ -90,17 +105,18 @@ class Host:
     def apply_latency_us(self) -> int:
         """Return how long the next transaction takes."""
         usual = self.world.plan.apply_us
-        return usual // 2 + int(self.random.random() * usual)
+        return max(usual // 2 + int(self.random.random() * usual), self.apply_stalled_until - self.world.timeline.now)
 
     # Running.
 
     def start(self) -> None:
         """Start the node's process."""
-        if self.process is not None or self.stays_down:
+        if self.process is not None or self.stays_down or self.refused:
             return
-        self.write_failed = self.fail_next_write = False
+        self.write_failed = False
+        self.fail_next = ""
         try:
-            with self.aiming("crash-recovery", operations=12):
+            with self.aiming("crash-recovery", operations=20):
                 process = Process(self)
             self.process = process
             self.world.note(self.id, "start", f"log to {process.log.last_index}, applied {self.applied}")
@@ -110,7 +126,10 @@ class Host:
         except Violation:
             raise
         except Exception as error:
-            self.world.stopped(self, error)
+            if not self.damaged or not isinstance(error, Fatal):
+                self.world.stopped(self, error)
+            self.refused = True
+            self.world.note(self.id, "refuses", str(error))
 
     def run(self, process: Process, act: Callable[..., object], *arguments: object) -> None:
         """Let `process` do something, unless it is gone; if it stands still, later."""
@@ -140,26 +159,27 @@ class Host:
 
     # Crashes.
 
-    def aimed(self, fault: str) -> bool:
-        """Does a crash that is aimed at a place like this one come now?"""
+    def aimed(self, fault: str, *, times: int = 1) -> bool:
+        """Does a crash that is aimed at a place like this one, so many times as often as usual, come now?"""
         plan = self.world.plan
         if not plan.has(fault) or self.world.calm:
             return False
-        return self.random.random() * MILLION < plan.aimed_ppm
+        return self.random.random() * MILLION < plan.aimed_ppm * times
 
     @contextlib.contextmanager
-    def aiming(self, fault: str, *, operations: int = 4) -> Iterator[None]:
+    def aiming(self, fault: str, *, operations: int = 4, times: int = 1) -> Iterator[None]:
         """Crash at one of the next operations of the disk, perhaps; or let one fail, if that was asked for."""
         disk = self.disk
-        if self.aimed(fault):
-            at = disk.operations + self.random.randint(1, operations)
+        if self.aimed(fault, times=times):
+            # Most of them between a write and its sync.
+            at = disk.operations + self.random.choice((2, 2, self.random.randint(1, operations)))
 
             def cut(operation: Operation) -> None:
                 if operation.number >= at:
                     raise PowerCut(fault)
 
             disk.hook = cut
-        elif self.fail_next_write:
+        elif self.fail_next:
             disk.hook = self._fail_write
         try:
             yield
@@ -167,8 +187,8 @@ class Host:
             disk.hook = None
 
     def _fail_write(self, operation: Operation) -> None:
-        if operation.kind in ("write", "sync") and operation.path.endswith(".wal") and self.fail_next_write:
-            self.fail_next_write = False
+        if operation.kind == self.fail_next and operation.path.endswith(".wal"):
+            self.fail_next = ""
             self.write_failed = True
             raise OSError(errno.EIO, os.strerror(errno.EIO), operation.path)
 
@@ -177,7 +197,9 @@ class Host:
         process = self.process
         plan, random = self.world.plan, self.random
         if power is None:
-            power = (plan.has("power") or plan.has("torn")) and random.random() < 0.6
+            # What a loss of power does to a write under way is worth the most.
+            writes = process is not None and process.writer.in_flight is not None
+            power = (plan.has("power") or plan.has("torn")) and random.random() < (0.9 if writes else 0.5)
         if process is not None:
             self._write_half(process)
             process.abandon()
@@ -188,9 +210,9 @@ class Host:
             process.close()
         self.spool.forget_old()
         if power:
-            outcomes = [Outcome.NOTHING, Outcome.ALL, Outcome.SECTORS]
+            outcomes = [Outcome.NOTHING, Outcome.ALL, Outcome.SECTORS, Outcome.SECTORS]
             if plan.has("torn"):
-                outcomes.append(Outcome.TORN)
+                outcomes += [Outcome.TORN, Outcome.TORN]
             self.disk = self.disk.crash(random.choice(outcomes), random.getrandbits(32))
             self._killed = False
         self.disk.hook = None
@@ -200,7 +222,7 @@ class Host:
     def _write_half(self, process: Process) -> None:
         """What was being written is written, but not synced; or some operations of it are done."""
         group = process.writer.in_flight
-        if group is None or self.random.random() < 0.5:
+        if group is None or self.random.random() < 0.3:
             return
         at = self.disk.operations + self.random.choice((2, 2, 2, 3, 4, 6))
 
@@ -211,6 +233,46 @@ class Host:
         self.disk.hook = cut
         with contextlib.suppress(PowerCut, WalFailed, WalFull):
             write_group(process.wal, group)
+
+    def damage(self) -> str:
+        """Let the disk lose or change something that was synced, while the node is down; return what.
+
+        Nothing behind what the log vouches for: a last batch may be torn, and nobody could tell.
+        """
+        random, disk = self.random, self.disk
+        name, safe_bytes = self.vouched
+        names = [each for each in disk.list_directory("wal") if parse_segment_name(each) and each <= name]
+        if not names:
+            return ""
+        chosen = random.choice(names)
+        path = f"wal/{chosen}"
+        contents = disk.contents(path)
+        used = safe_bytes if chosen == name else len(contents.rstrip(b"\0"))
+        if used <= 0:
+            return ""
+        self.damaged = True
+        offset = random.randrange(used)
+        match random.choice(("flip", "flip", "zeros", "stale", "gone")):
+            case "flip":
+                disk.flip(path, offset * 8 + random.randrange(8))
+                return f"flips a bit of {chosen} at {offset}"
+            case "zeros":
+                disk.damage(path, offset, bytes(min(512, used - offset)))
+                return f"zeros in {chosen} at {offset}"
+            case "stale":
+                block = offset - offset % 512
+                other = random.randrange(used) // 512 * 512
+                disk.damage(path, block, contents[other : other + min(512, used - block, used - other)])
+                return f"{chosen}: block {other} is at {block} as well"
+            case _:
+                disk.lose(path)
+                return f"loses {chosen}"
+
+    def healed(self) -> None:
+        """The process says that what the disk had lost is back."""
+        self.world.note(self.id, "healed", "")
+        self.world.invariants.healed(self)
+        self.damaged = False
 
     def make_room(self) -> None:
         """There is room on the disk again."""
@@ -234,5 +296,5 @@ class Host:
 
     def checkpointed(self, index: int) -> None:
         """The spool says that all up to `index` would survive a loss of power."""
-        self.spool.synced()
+        self.spool.look()
         self.mirror.applied_durable = max(self.mirror.applied_durable, index)

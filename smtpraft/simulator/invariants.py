@@ -1,6 +1,6 @@
 """What must be true after every event, whatever breaks. Each check looks at what changed and at nothing else.
 
-R1 to R14 are Raft's promises (Figure 3; §5, §8; thesis §4), D1 to D7 those of the disk, S1 that all machines are the
+R1 to R15 are Raft's promises (Figure 3; §5, §8; thesis §4), D1 to D7 those of the disk, S1 that all machines are the
 same, S2 that reads are linearizable, Q what a client was told. They are judged from outside: what a node handed to its
 disk, what was there after the sync, what it said to whom. What a node believes of itself counts for nothing.
 
@@ -70,12 +70,18 @@ class Mirror:
     hard_state: HardState = field(default_factory=HardState)
     writing: tuple[Batch, ...] = ()
     """What is being written: after a crash it is there, or it is not."""
+    lost: dict[int, Mark] = field(default_factory=dict)
+    """What was synced, and the disk has lost by itself: until it is back this node helps to elect nobody."""
     applied_durable: int = 0
     """What the state machine had vouched for when the log was cut."""
 
     def has_durable(self, index: int, mark: Mark) -> bool:
         """Would this node have that entry after a crash?"""
         return index <= self.base or self.durable.get(index) == mark
+
+    def vouches_for(self, index: int, mark: Mark) -> bool:
+        """Can nobody be elected by this node who lacks that entry?"""
+        return self.has_durable(index, mark) or self.lost.get(index) == mark
 
 
 class Invariants:
@@ -91,6 +97,8 @@ class Invariants:
         self._committed_by: list[Membership] = [Membership()]
         self._committed_in: list[int] = [0]
         """The term of the leader that committed each index."""
+        self._changes: set[tuple[int, int]] = set()
+        """Index and term of every entry that changes the members."""
         self._applied: dict[int, Committed] = {}
         self._digests: dict[int, int] = {}
         self.votes: dict[tuple[int, NodeId], NodeId] = {}
@@ -126,6 +134,24 @@ class Invariants:
             del log[index]
         mirror.log_last = last
         self.checks += len(batch.entries)
+
+    def change_handed_out(self, process: Process, index: int) -> None:
+        """R15: the entry just handed out changes the members. A leader has one such at a time (thesis §4.1)."""
+        core, log = process.core, process.host.mirror.log
+        self._changes.add((index, log[index].term))
+        if core.role is not Role.LEADER or log[index].term != core.term:
+            return
+        for other in range(max(core.applied_index, process.host.mirror.base) + 1, index):
+            if (other, log[other].term) in self._changes:
+                raise Violation("R15", f"{process.id} begins change {index}, and has not applied change {other}")
+
+    def _campaigns(self, process: Process) -> None:
+        """R15: who has a change committed and not applied might ask the wrong voters."""
+        core = process.core
+        if core.role is Role.CANDIDATE or core.role is Role.PRE_CANDIDATE:
+            for index in range(core.applied_index + 1, min(core.commit_index, self.commit_index) + 1):
+                if (index, self.committed[index].term) in self._changes:
+                    raise Violation("R15", f"{process.id} campaigns, and has not applied the committed change {index}")
 
     def _truncated(self, process: Process, batch: Batch) -> None:
         mirror, first = process.host.mirror, batch.first
@@ -171,13 +197,18 @@ class Invariants:
     def _lacking(self, index: int, mark: Mark, membership: Membership) -> str:
         """Return which voters do not have the entry on a majority's disks; nothing if all do."""
         for voters in (membership.incoming, membership.outgoing):
-            have = sum(self._hosts[node].mirror.has_durable(index, mark) for node in voters)
+            have = sum(self._hosts[node].mirror.vouches_for(index, mark) for node in voters)
             if voters and have <= len(voters) // 2:
                 return f"durable on {have} of {len(voters)} voters"
         return ""
 
-    def recovered(self, host: Host, hard_state: HardState, log: Log, found: Iterable[tuple[int, Mark]]) -> None:
-        """D1, R6, R7, R8: what comes back is what was synced, or that and what was being written; nothing else."""
+    def recovered(
+        self, host: Host, hard_state: HardState, log: Log, found: Iterable[tuple[int, Mark]], *, abstains: bool
+    ) -> None:
+        """D1, R6, R7, R8: what comes back is what was synced, or that and what was being written; nothing else.
+
+        D5: unless the disk lost some of it by itself, and the node knows: then it is what once was, in a new term.
+        """
         mirror = host.mirror
         old = mirror.hard_state
         entries = dict(found)
@@ -190,19 +221,44 @@ class Invariants:
         here = {index: mark for index, mark in entries.items() if index > mirror.base}
         states = [(mirror.durable, mirror.durable_last, old)]
         if mirror.writing:
-            states.append(_after(mirror, mirror.writing))
+            after = _after(mirror, mirror.writing)
+            # Terms and votes are promised in a place of their own as well, before the log has them.
+            states += [after, (mirror.durable, mirror.durable_last, after[2])]
         state = HardState(hard_state.term, hard_state.vote, 0)
         for durable, last, hard in states:
             if log.last_index == last and here == durable and state == HardState(hard.term, hard.vote, 0):
                 break
         else:
-            raise Violation("D1", _difference(host, hard_state, log, here, states))
+            if not abstains:
+                raise Violation("D1", _difference(host, hard_state, log, here, states))
+            self._damaged(host, hard_state, here)
         mirror.log = dict(here)
         mirror.durable = here
         mirror.log_last = mirror.durable_last = log.last_index
         mirror.hard_state = hard_state
         mirror.writing = ()
         self.checks += 1
+
+    def _damaged(self, host: Host, hard_state: HardState, here: dict[int, Mark]) -> None:
+        mirror = host.mirror
+        if not host.damaged:
+            raise Violation("D5", f"{host.id} abstains, and nothing has damaged its disk")
+        if hard_state.term < mirror.hard_state.term or (hard_state.term == mirror.hard_state.term and hard_state.vote):
+            text = f"{hard_state.term}, {hard_state.vote!r}; synced was {mirror.hard_state}"
+            raise Violation("D5", f"{host.id} lost part of its log, and comes back in term {text}")
+        for index, mark in here.items():
+            if (index, mark.term) not in self._entries:
+                raise Violation("D5", f"{host.id} comes back with an entry {index} that nobody ever had")
+        mirror.lost.update({index: mark for index, mark in mirror.durable.items() if here.get(index) != mark})
+
+    def healed(self, host: Host) -> None:
+        """D5: the node says that what its disk had lost is back: all of it that was committed."""
+        mirror = host.mirror
+        for index, mark in mirror.lost.items():
+            committed = index <= self.commit_index and self.committed[index] == mark
+            if committed and not mirror.has_durable(index, mark):
+                raise Violation("D5", f"{host.id} takes itself for whole, and lacks the committed entry {index}")
+        mirror.lost.clear()
 
     def compacted(self, host: Host, to_index: int, term: int) -> None:
         """The node let go of its entries up to `to_index`."""
@@ -235,8 +291,12 @@ class Invariants:
             return
         if kind is APP_RESP:
             self._acknowledged(process, message)
+        elif kind is APP and message.entries and process.log.term(message.entries.last) > message.term:
+            raise Violation("R3", f"{process.id} says APP of term {message.term} with entries of a later term")
         elif kind is VOTE_RESP:
             self.voted(process, message.to, message.term)
+        elif kind is VOTE or kind is PRE_VOTE:
+            self._campaigns(process)
 
     def _acknowledged(self, process: Process, message: Message) -> None:
         mirror, index = process.host.mirror, message.index
@@ -301,6 +361,10 @@ class Invariants:
                 raise Violation(
                     "R8", f"{process.id} counts {own.match_index}, durable is {process.host.mirror.durable_last}"
                 )
+        mirror, stable = process.host.mirror, raft.raftlog.stable_index
+        mark = mirror.durable.get(stable)
+        if stable > mirror.base and (mark is None or mark.term != raft.log.term(stable)):
+            raise Violation("D1", f"{process.id} takes entry {stable} for stored: its disk has another, or none")
         if commit > raft.log.last_index or raft.raftlog.applied_index > commit:
             raise Violation("R11", f"{process.id}: applied, commit, last index are not in this order")
 
@@ -362,15 +426,23 @@ class Invariants:
         host = process.host
         for entry in entries:
             index = entry.at
+            if index <= host.replays_to and self.committed[index] == entry.mark:
+                continue  # Its log was behind its machine, which passes it over.
             if index != host.applied + 1:
                 raise Violation("R5", f"{process.id} applies {index} after {host.applied}")
             if index > process.core.commit_index or index > self.commit_index:
                 raise Violation("R11", f"{process.id} applies {index}, which is not committed")
             if self.committed[index] != entry.mark or self._applied.setdefault(index, entry) != entry:
                 raise Violation("R5", f"{process.id} applies another entry {index} than is committed")
-            if index > host.mirror.durable_last:
+            if not host.mirror.has_durable(index, entry.mark):
                 raise Violation("D1", f"{process.id} applies {index}, which is not on its disk")
             host.applied = index
+
+    def answered_at(self, process: Process, index: int) -> None:
+        """D1: what a client is told is committed, and on a majority's disks."""
+        if index > self.commit_index:
+            raise Violation("D1", f"{process.id} answers for entry {index}, which is not committed")
+        self._still_durable(index, f"{process.id} answers for it")
 
     @property
     def applied_index(self) -> int:

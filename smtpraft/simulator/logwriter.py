@@ -12,6 +12,7 @@ from smtpraft.simulator.records import Mark
 from smtpraft.simulator.timeline import MS
 from smtpraft.storage import Wal, WalFull
 from smtpraft.storage.group import Submission, gather, write_group
+from smtpraft.storage.simdisk import SECTOR_BYTES
 
 if TYPE_CHECKING:
     from smtpraft.simulator.process import Process
@@ -65,13 +66,19 @@ class LogWriter:
     def _write(self, group: list[Submission]) -> None:
         """The disk is done, or dies, or has no room."""
         process = self._process
-        with self._host.aiming("crash-persist"):
+        segment = self._wal._segments[-1]
+        vouched = self._host.vouched
+        if self._wal._durable == self._wal._number:  # No mark lies between, which nothing vouches for.
+            vouched = (segment.name, segment.end_offset)
+        large = sum(item.size_bytes for item in group) > SECTOR_BYTES
+        with self._host.aiming("crash-persist", times=10 if large and process.plan.has("torn") else 1):
             try:
                 write_group(self._wal, group)
             except WalFull:
                 process.after(ROOM_US, self._write, group)
                 return
         self.in_flight = None
+        self._host.vouched = vouched  # By the header of the batch that was written now.
         process.world.invariants.synced(self._host, [self._batches.popleft() for _ in group])
         process.aim("crash-persist")
         for _ in group:

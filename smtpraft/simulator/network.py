@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final, NamedTuple
 
+from smtpraft.cluster.wire import FRAME_APP
+from smtpraft.fastlog import FRAME_HEARTBEAT
 from smtpraft.simulator.plan import Plan
 from smtpraft.simulator.timeline import Timeline
 from smtpraft.types import NodeId
 
 MILLION: Final = 1_000_000
+LEADING: Final = (FRAME_APP, FRAME_HEARTBEAT)
 CALM_US: Final = 1000
 
 
@@ -43,6 +46,12 @@ class Network:
         self.repeat_ppm = plan.repeat_ppm
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """(from, to) that let nothing through. Asked for membership alone: a set has no order that could be told."""
+        self._leads = ""
+        """The only one whose word as a leader counts; empty: everybody's does."""
+        self._reached: set[NodeId] = set()
+        """Whom its entries reach; its heartbeats reach all."""
+        self.late_us: dict[NodeId, int] = {}
+        """How much later all that is sent to a node arrives."""
         self.sent = self.lost = self.repeated = 0
 
     def send(self, sender: NodeId, to: NodeId, frame: Frame) -> bool:
@@ -52,6 +61,9 @@ class Network:
         if link in self.cut:
             self.lost += 1
             return False
+        if self._leads and frame.kind in LEADING and self._is_not_heard(link, frame.kind):
+            self.lost += 1
+            return True
         chance = self._random.random
         if self.loss_ppm and chance() * MILLION < self.loss_ppm:
             self.lost += 1
@@ -66,6 +78,8 @@ class Network:
         draw = self._random.random()
         # Most are quick, a few take ten times as long.
         delay = self.delay_us + int(draw * self.jitter_us * (10 if draw > 0.97 else 1))
+        if self.late_us:
+            delay += self.late_us.get(link[1], 0)
         if self._in_order:
             now = self._timeline.now
             at = max(now + delay, self._last_at.get(link, 0))
@@ -96,17 +110,32 @@ class Network:
     def storm(self, plan: Plan) -> None:
         """Be as bad as the plan says, with every link whole."""
         self.cut.clear()
+        self.late_us.clear()
         self.delay_us, self.jitter_us = plan.delay_us, plan.jitter_us
         self.loss_ppm, self.repeat_ppm = plan.loss_ppm, plan.repeat_ppm
 
     def calm(self) -> None:
         """Be a good network from now on, but for the links that are cut."""
+        self.let_all_lead()
+        self.late_us.clear()
         self.loss_ppm = self.repeat_ppm = 0
         self.delay_us = self.jitter_us = CALM_US
 
     def mend(self, node: NodeId) -> None:
         """Mend the links of one node."""
         self.cut.difference_update([link for link in self.cut if node in link])
+
+    def _is_not_heard(self, link: tuple[NodeId, NodeId], kind: int) -> bool:
+        sender, to = link
+        return sender != self._leads or (kind == FRAME_APP and to not in self._reached)
+
+    def let_lead(self, sender: NodeId, reached: set[NodeId]) -> None:
+        """Let `sender` alone be heard as a leader, its entries by these nodes only."""
+        self._leads, self._reached = sender, reached
+
+    def let_all_lead(self) -> None:
+        """Let everybody's word count again."""
+        self._leads = ""
 
     def heal(self) -> None:
         """Mend every link."""

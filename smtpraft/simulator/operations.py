@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -14,6 +15,7 @@ from smtpraft.spool.types import (
     Outcome,
     RecipientState,
     Result,
+    id_of_entry,
     index_of,
     number_of,
 )
@@ -31,6 +33,8 @@ class Wanted:
     key: str = ""
     value: bytes | None = None
     expected: int | None = None
+    foreseen: Callable[[int], object] | None = None
+    """What the machine will answer, given the index of the entry; as `spool.client` says it."""
 
 
 @dataclass(slots=True)
@@ -47,7 +51,7 @@ def want(number: int, known: Knowledge, random: Random) -> Wanted:
     """Return the next command, with `number` in it."""
     draw = random.random()
     if draw < 0.35 or (draw >= 0.65 and not known.messages):
-        return Wanted(_accept(number, random))
+        return Wanted(_accept(number, random), foreseen=id_of_entry)
     if draw < 0.65:
         return _key(number, known, random)
     if draw < 0.85:
@@ -59,7 +63,7 @@ def want(number: int, known: Knowledge, random: Random) -> Wanted:
 
 
 def _body(number: int, random: Random) -> bytes:
-    return b"%d %s" % (number, b"." * random.choice((0, 10, 100, 400)))
+    return b"%d %s" % (number, b"." * random.choice((0, 10, 100, 400, 1500, 4000)))
 
 
 def _accept(number: int, random: Random) -> bytes:

@@ -12,7 +12,18 @@ from typing import Final
 
 from smtpraft.simulator.timeline import MS
 
-NETWORK: Final = ("delay", "loss", "repeat", "reorder", "partition", "one-way", "swizzle", "isolate-leader", "bridge")
+NETWORK: Final = (
+    "delay",
+    "loss",
+    "repeat",
+    "reorder",
+    "partition",
+    "one-way",
+    "swizzle",
+    "isolate-leader",
+    "bridge",
+    "stale-leader",
+)
 PROCESS: Final = (
     "crash",
     "crash-persist",
@@ -22,12 +33,24 @@ PROCESS: Final = (
     "crash-all",
     "pause",
 )
-DISK: Final = ("power", "torn", "stall", "slow", "full", "eio")
+DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
-RAFT: Final = ("transfer", "campaign", "forget-leader", "membership")
+RAFT: Final = ("transfer", "campaign", "forget-leader", "membership", "usurp")
 
 FAULTS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
 """Every kind of fault, by name."""
+
+THEMES: Final = (
+    "power torn slow crash crash-persist crash-recovery eio",
+    "power torn slow crash crash-persist crash-all",
+    "stale-leader isolate-leader transfer reorder pause",
+    "membership usurp stall isolate-leader transfer",
+    "membership stall slow campaign forget-leader",
+    "usurp stall crash-persist",
+    "damage crash crash-all power usurp",
+    "full crash-recovery power slow",
+)
+"""What is worst together, each for one part of the whole: half of the days are about one of these."""
 
 MODIFIERS: Final = frozenset({"power", "torn", "delay"})
 """What changes how others work and does nothing alone."""
@@ -75,7 +98,9 @@ class Plan:
         draw = Random(seed)
         size = draw.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7))
         share = draw.choice((0.15, 0.3, 0.3, 0.5))
-        drawn = frozenset(fault for fault in FAULTS if draw.random() < share)
+        theme = draw.choice(THEMES).split() if draw.random() < 0.5 else []
+        share = share / 3 if theme else share
+        drawn = frozenset(fault for fault in FAULTS if draw.random() < share).union(theme)
         faults = drawn if only is None else only
         # Some as the product has it by default, most with coarser ticks: that is more days an hour.
         tick_ms, election_ticks, heartbeat_ticks = draw.choice(
@@ -99,13 +124,13 @@ class Plan:
             write_every_us=draw.choice((30_000, 100_000, 200_000)),
             read_every_us=draw.choice((100_000, 200_000, 400_000)),
             fault_every_us=draw.choice((200_000, 500_000, 1_000_000)),
-            aimed_ppm=draw.choice((500, 3_000, 10_000)),
-            lazy_ppm=draw.choice((0, 50_000, 300_000)),
+            aimed_ppm=draw.choice((5_000, 20_000, 50_000)),
+            lazy_ppm=draw.choice((0, 50_000, 300_000, 600_000)),
             segment_bytes=draw.choice((64, 256)) * 1024,
             keep_entries=draw.choice((5, 50, 200)),
             compact_every=draw.choice((30, 100, 300)),
             cache_bytes=draw.choice((2_000, 20_000, 1_000_000)),
-            lease_reads=draw.random() < 0.3,
+            lease_reads=draw.random() < (0.6 if "stale-leader" in theme else 0.3),
             rounds=draw.choice((1, 2, 4)),
             inflight_messages=draw.choice((1, 2, 4, 16)),
             append_bytes=draw.choice((200, 1_000, 4_000)),

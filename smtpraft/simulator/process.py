@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from smtpraft import fastlog
 from smtpraft.cluster import envelope, wire
+from smtpraft.cluster.abstention import Abstention, where_to_begin
 from smtpraft.cluster.appends import Appends
 from smtpraft.cluster.applier import Applier, Batch, Result
 from smtpraft.cluster.clock import StampClock
+from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.members import Changed, encode_found
 from smtpraft.cluster.proposals import Proposals
+from smtpraft.cluster.proposing import Proposing
 from smtpraft.cluster.reads import Reads
 from smtpraft.consensus import (
     APPEND_THREAD,
@@ -29,7 +32,6 @@ from smtpraft.consensus import (
     ConfChangeV2,
     Config,
     EntryRange,
-    HardState,
     InvalidMessage,
     LocalMessage,
     Message,
@@ -39,13 +41,15 @@ from smtpraft.consensus import (
     RawNode,
     Role,
 )
-from smtpraft.errors import Fatal, Stopped
+from smtpraft.errors import Stopped
 from smtpraft.simulator import invariants, records
+from smtpraft.simulator.futures import AtOnce
 from smtpraft.simulator.invariants import Before
 from smtpraft.simulator.logwriter import LogWriter
 from smtpraft.simulator.network import Frame
 from smtpraft.simulator.records import Mark
 from smtpraft.simulator.timeline import MS
+from smtpraft.simulator.wires import VirtualOutbound, Wires
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage import Wal
 from smtpraft.types import NO_NODE, NodeId
@@ -93,9 +97,11 @@ class Process:
             segment_bytes=plan.segment_bytes,
             cache_bytes=plan.cache_bytes,
             background=False,
+            promises="data",
+            heal=plan.nodes > 1,
         )
         found = records.marks([self._on_disk(self.log.first_index, self.log.last_index)])
-        world.invariants.recovered(host, recovery.hard_state, self.log, found)
+        world.invariants.recovered(host, recovery.hard_state, self.log, found, abstains=self.wal.abstain_term > 0)
         self.machine = SpoolMachine(host.spool.path, host.id, monotonic=host.monotonic_s, background=False)
         self.machine.read_entry = self._command_at
         self.applier = Applier(
@@ -104,18 +110,17 @@ class Process:
             deliver=self._applied_here,
             on_result=self._take_result,
             on_failure=host.fail,
-            read_entries=self._read,
+            read_entries=self.read,
         )
         applied, sessions = self.applier.open(background=False)
         host.reopened(applied)
-        if not self.log.prev_index <= applied <= self.log.last_index:
-            raise Fatal(f"applied {applied}, the log holds {self.log.first_index} to {self.log.last_index}")
+        begins = where_to_begin(self.log, self.wal, recovery.hard_state, self.applier, alone=plan.nodes == 1)
+        host.replays_to = applied if self.applier.applied_index < applied else 0
         # The log knows the members best; before it does, the founders' record (`cluster.admission`).
         members = self.applier.members
         self.conf_state = members.conf_state if members.founded else host.founders
         host.members_are(members.index, self.conf_state)
-        stored = recovery.hard_state
-        self.core = RawNode(
+        self.core: RawNode = RawNode(
             Config(
                 id=host.id,
                 election_ticks=plan.election_ticks,
@@ -129,9 +134,10 @@ class Process:
             ),
             self.log,
             self.conf_state,
-            HardState(stored.term, NodeId(stored.vote), min(max(stored.commit, applied), self.log.last_index)),
-            applied,
+            begins,
+            self.applier.applied_index,
             Random(self.random.getrandbits(32)),
+            abstains_through=self.wal.abstain_term,
         )
         self.core.lease_held = self._read_lease_held
         self.seen_commit = self.core.commit_index
@@ -156,8 +162,20 @@ class Process:
             digest_at=self.machine.digest_at,
         )
         self.heartbeats.sessions = sessions
-        self._forwarded: list[bytes] = []
+        self.wires = Wires(self)
+        self.outbound = VirtualOutbound(self, self.wires)
+        self.proposing = Proposing(
+            self.core,
+            self.proposals,
+            self.heartbeats,
+            self.outbound,
+            self.wires.connected,
+            self.contact_window_s,
+            clock=host.monotonic_s,
+        )
+        self.foresight = Foresight(host.id, self.proposals)
         self.writer = LogWriter(self, self.wal)
+        self._abstention = Abstention(self.wal, self.log, self.core, AtOnce(), host.fail)
         self._to_apply: deque[records.Committed] = deque()
         self._applying: deque[Message] = deque()
         self._apply_busy = False
@@ -210,8 +228,7 @@ class Process:
             return
         core, now = self.core, self.now_s()
         core.stamp = self.clock.now_ms()
-        if self._forwarded or self.proposals.has_work(now):
-            self._propose()
+        self.proposing.turn(self._leader_since)
         if self.reads.has_work(now):
             self._ask_reads(now)
         if not core.has_ready():
@@ -222,7 +239,7 @@ class Process:
             marks = self._handed_out(output.entries)
             if output.soft_state is not None:
                 self._role_changed()
-                self._propose()
+                self.proposing.turn(self._leader_since)
             self.world.invariants.after_turn(self)
             for state in output.read_states:
                 self.reads.confirmed(state, self.applier.applied_index)
@@ -237,28 +254,6 @@ class Process:
         self.world.invariants.after_turn(self)
         self.world.mix(self.host.number, core.term, core.commit_index, self.log.last_index)
 
-    def _propose(self) -> None:
-        core = self.core
-        now = self.now_s()
-        if core.role is Role.LEADER:
-            fresh = now - max(self.heartbeats.quorum_contact_at(now), self._leader_since) <= self.contact_window_s
-            payloads = self.proposals.take(now, core.term) if fresh else []
-            if self._forwarded:
-                payloads.extend(self._forwarded)
-                self._forwarded.clear()
-            if payloads:
-                with contextlib.suppress(ProposalDropped):
-                    core.propose(payloads)
-            return
-        self._forwarded.clear()
-        leader = core.leader_id
-        while leader != NO_NODE and self.proposals.has_work(now) and self.world.network.connected(self.id, leader):
-            payloads = self.proposals.take(now)
-            if not payloads:
-                return
-            batch = tuple((fastlog.ENTRY_NORMAL, payload) for payload in payloads)
-            self._send(Message(MessageType.PROP, to=leader, sender=self.id, payloads=batch))
-
     def _ask_reads(self, now: float) -> None:
         for context in self.reads.contexts(now):
             with contextlib.suppress(ProposalDropped):
@@ -270,8 +265,12 @@ class Process:
         """Tell the judges what is to be stored, before they hear what the node makes of it."""
         if not entries:
             return []
-        found = [mark for _, mark in records.marks(self.log.spans(entries.first, entries.last))]
+        spans = self.log.spans(entries.first, entries.last)
+        found = [mark for _, mark in records.marks(spans)]
         self.world.invariants.handed_out(self, invariants.Batch(None, entries.first, found))
+        if self.plan.has("membership"):
+            for index in records.changes(spans):
+                self.world.invariants.change_handed_out(self, index)
         return found
 
     def _store(self, message: Message, must_sync: bool, entries: list[Mark]) -> None:
@@ -304,8 +303,10 @@ class Process:
         try:
             spans = self.log.spans(first, last)
             seen: list[memoryview] | list[bytes] = spans
+            self.foresight.committed(spans)
         except fastlog.NotCached:
-            spans, seen = None, [self._read(first, last)]
+            spans, seen = None, [self.read(first, last)]
+            self.foresight.unseen(last)
         self._to_apply.extend(records.committed(seen))
         self._applying.append(message)
         self.applier.submit(Batch(first, last, self.log.size_bytes(first, last), spans))
@@ -329,6 +330,8 @@ class Process:
         self._newest_stamp = max(self._newest_stamp, result.stamp)
         self.world.invariants.digest(self.id, *result.digest)
         self.heartbeats.digest = result.digest
+        if result.overtaken is not None:
+            self.proposals.overtaken(*result.overtaken)
         for session, seq, answer in result.mine:
             self.proposals.resolved(session, seq, answer)
         for session, seq in result.cancelled:
@@ -340,6 +343,7 @@ class Process:
             self.proposals.session_opened(*result.opened)
         for changed in result.changes:
             self._members_changed(changed)
+        self.foresight.applied(result.last)
         self.reads.applied(result.last)
         for _ in range(result.batches):
             for response in self._applying.popleft().responses:
@@ -359,8 +363,8 @@ class Process:
     # ---- compaction -------------------------------------------------------------------------------------------------
 
     def _consider_compaction(self) -> None:
-        if self.plan.has("membership"):
-            return  # Who joins needs the log from its beginning: snapshots do not travel here yet.
+        if self.plan.has("membership") or self.plan.has("damage"):
+            return  # Who joins, or lost all, needs the log from its beginning: snapshots do not travel here yet.
         applied = self.applier.applied_index
         wanted = applied - self.plan.keep_entries
         to_index = min(wanted, self._retain_index())
@@ -410,8 +414,10 @@ class Process:
         else:
             message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
             if message.type is MessageType.PROP:
-                self._forwarded.extend(payload for _, payload in message.payloads)
+                self.proposing.forwarded(peer, message.payloads)
             else:
+                if message.type is MessageType.READ_INDEX:
+                    self.outbound.hurry(peer, self.core.commit_index)
                 self._step(message)
                 if message.type is MessageType.APP and self.core.leader_id == peer:
                     beats.leader_contact_at = self.now_s()
@@ -434,33 +440,18 @@ class Process:
 
     def _send(self, message: Message) -> None:
         kind = message.type
-        world = self.world
-        world.invariants.sent(self, message)
+        self.world.invariants.sent(self, message)
         self.aim("crash-send")
-        tail = b""
         if kind is MessageType.HEARTBEAT:
-            may_grant = self.applier.applied_index >= self._leader_started_index
+            may_grant = self.core.applied_index >= self._leader_started_index
             frame = self.heartbeats.encode(message, self.now_s(), self._retain_index(), may_grant)
-            number, head = fastlog.FRAME_HEARTBEAT, frame[fastlog.FRAME_HEADER_BYTES :]
+            self.wires.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
             lag_ms = int(self.writer.oldest_unsynced_age_s() * 1000)
             frame = self.heartbeats.encode_response(message, self.now_s(), self.applier.applied_index, lag_ms)
-            number, head = fastlog.FRAME_HEARTBEAT_RESPONSE, frame[fastlog.FRAME_HEADER_BYTES :]
+            self.wires.send_control(message.to, frame)
         else:
-            number, head, pieces = wire.encode_message(message)
-            if message.entries:
-                first, last = message.entries.first, message.entries.last
-                try:
-                    pieces = self.log.spans(first, last)  # type: ignore[assignment]
-                except fastlog.NotCached:
-                    try:
-                        pieces = [self.wal.read(first, last, self.log)]
-                    except (fastlog.Compacted, fastlog.Unavailable):
-                        self._unreachable(message.to)
-                        return
-            tail = b"".join(pieces)
-        if not world.network.send(self.id, message.to, Frame(number, head, tail)) and self.random.random() < 0.5:
-            self._unreachable(message.to)
+            self.outbound.send(message)
 
     # ---- what an operator does --------------------------------------------------------------------------------------
 
@@ -481,21 +472,23 @@ class Process:
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
-    def _unreachable(self, peer: NodeId) -> None:
+    def unreachable(self, peer: NodeId) -> None:
+        """Tell the core, soon, that a message to `peer` is lost."""
         self.after(0, self._report_unreachable, peer)
 
     def _report_unreachable(self, peer: NodeId) -> None:
         self.core.report_unreachable(peer)
         self.turn()
 
-    def _read(self, first: int, last: int) -> bytes:
+    def read(self, first: int, last: int) -> bytes:
+        """Return entries from the disk."""
         return self.wal.read(first, last, None)
 
     def _on_disk(self, first: int, last: int) -> bytes:
         return self.wal.read(first, last, None) if first <= last else b""
 
     def _command_at(self, index: int) -> bytes:
-        payload = fastlog.decode_entries(self._read(index, index))[0][4]
+        payload = fastlog.decode_entries(self.read(index, index))[0][4]
         return payload[envelope.COMMAND_HEADER_BYTES :]
 
     # ---- time -------------------------------------------------------------------------------------------------------
@@ -511,6 +504,7 @@ class Process:
             self._judge_leases(now)
             self._judge_disk()
             self._found()
+            self._watch_abstention()
             self.turn()
         elif self.core.has_ready() or self.proposals.has_work(self.now_s()):
             self.turn()
@@ -523,6 +517,12 @@ class Process:
             with contextlib.suppress(ProposalDropped):
                 self.core.propose([encode_found(members)])
 
+    def _watch_abstention(self) -> None:
+        if self.host.damaged and self.wal.abstain_term:
+            self._abstention.watch(self.appends.durable_index)
+            if not self.wal.abstain_term:
+                self.host.healed()
+
     def change_members(self, change: ConfChangeV2) -> None:
         """Ask for other members."""
         with contextlib.suppress(ProposalDropped):
@@ -531,7 +531,7 @@ class Process:
 
     def _judge_leases(self, now: float) -> None:
         beats = self.heartbeats
-        if beats.granter is None or self.applier.applied_index < self._leader_started_index:
+        if beats.granter is None or self.core.applied_index < self._leader_started_index:
             return
         for _node, session in beats.granter.expired(beats.sessions, self.id, now):
             live = beats.granter.live(beats.sessions, self.id, now)
@@ -541,7 +541,7 @@ class Process:
         """Return how long this node's lease lasts; 0 if it holds none."""
         session = self.proposals.session
         now = self.now_s()
-        up_to_date = self.applier.applied_index >= self._leader_started_index
+        up_to_date = self.core.applied_index >= self._leader_started_index
         if self._role is Role.LEADER and self.core.role is Role.LEADER and up_to_date:
             self.heartbeats.holder.granted_by_quorum(self.heartbeats.quorum_contact_at(now), session)
         return self.heartbeats.holder.remaining_s(now, session)

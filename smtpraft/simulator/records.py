@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from smtpraft.fastlog import ENTRY_HEADER_BYTES
+from smtpraft.fastlog import ENTRY_HEADER_BYTES, ENTRY_NORMAL
 
 _RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind
 
@@ -29,6 +29,19 @@ def marks(spans: Sequence[Span]) -> Iterator[tuple[int, Mark]]:
             crc, size, term, index, _, _ = unpack(span, at)
             yield index, Mark(term, crc)
             at += size
+
+
+def changes(spans: Sequence[Span]) -> list[int]:
+    """Return the indexes of the records that change the members."""
+    found = []
+    for span in spans:
+        at, end = 0, len(span)
+        while at < end:
+            _, size, _, index, _, kind = _RECORD.unpack_from(span, at)
+            if kind != ENTRY_NORMAL:
+                found.append(index)
+            at += size
+    return found
 
 
 class Committed(NamedTuple):

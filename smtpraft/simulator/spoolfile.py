@@ -13,6 +13,8 @@ import shutil
 from random import Random
 from typing import Final
 
+import apsw
+
 _HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 _PAGE_BYTES: Final = 4096
@@ -28,15 +30,24 @@ class SpoolFile:
         self._old = ""
         self._salt = b""
         self._synced = _HEADER_BYTES
+        self._syncs = ""
 
     @property
     def path(self) -> str:
         """The database."""
         return f"{self._stem}-{self._generation}.db"
 
-    def synced(self) -> None:
-        """All that was committed so far would survive a loss of power."""
-        self._salt, self._synced = self._extent()
+    def look(self) -> None:
+        """Look whether it was synced: if so, all that was committed so far would survive a loss of power.
+
+        The machine says that it was by its count of syncs, each of which is a commit that SQLite syncs.
+        """
+        connection = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY)
+        syncs = str(connection.execute("SELECT syncs FROM meta").fetchall())
+        connection.close()
+        if syncs != self._syncs:
+            self._syncs = syncs
+            self._salt, self._synced = self._extent()
 
     def crash(self, power: bool, random: Random) -> None:
         """Go on with a copy of what a crash now leaves."""

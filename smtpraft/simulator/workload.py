@@ -31,7 +31,7 @@ from smtpraft.simulator.operations import KEYS, Knowledge, Wanted, number_in, wa
 from smtpraft.simulator.timeline import MS
 from smtpraft.simulator.violation import Violation
 from smtpraft.spool.keyvalues import ABSENT, KeyResult
-from smtpraft.spool.types import ORDINAL_BITS, MessageId
+from smtpraft.spool.types import ORDINAL_BITS, MessageId, index_of
 from smtpraft.types import NodeId
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ class Workload:
     def _submit(self, process: Process, write: Write, deadline_s: float) -> None:
         command = write.wanted.command
         try:
-            future = process.proposals.submit(command, process.loop, process.now_s() + deadline_s, 1.0)
+            future = process.proposals.submit(
+                command, process.loop, process.now_s() + deadline_s, 1.0, foreseen=write.wanted.foreseen
+            )
         except NotReplicated:
             write.outcome = "refused"
             return
@@ -147,10 +149,13 @@ class Workload:
         match error:
             case None:
                 write.outcome, write.answer = "done", future.result()
-                # Its command is applied here: a read that begins now, anywhere, must see what this node has.
+                # Its command is applied here, or committed: a read that begins now, anywhere, must see it.
                 self._seen_index = max(self._seen_index, process.applier.applied_index)
                 if isinstance(write.answer, str):
-                    self._known.messages.append(MessageId(write.answer))
+                    message = MessageId(write.answer)
+                    self._known.messages.append(message)
+                    self._seen_index = max(self._seen_index, index_of(message))
+                    self.world.invariants.answered_at(process, index_of(message))
             case NotReplicated() | Stopped():
                 write.outcome = "refused"
             case OutcomeUnknown():
@@ -175,6 +180,21 @@ class Workload:
         if revision is not None:
             self._known.revisions[wanted.key] = ABSENT if wanted.value is None and done else revision
         self._history.append(Operation(wanted.key, call, write.called_at, returned_at, write.node))
+
+    def ask_often(self, host: Host, duration_us: int) -> None:
+        """Ask much of one node for a while: it may lead no longer, and not know it; and write at the others."""
+        for _ in range(6):
+            self.world.timeline.after(self.random.randrange(duration_us), self._ask_one, host)
+            self.world.timeline.after(self.random.randrange(duration_us), self._write_elsewhere, host)
+
+    def _ask_one(self, host: Host) -> None:
+        if self._going and host.process is not None:
+            host.run(host.process, self._ask, host.process)
+
+    def _write_elsewhere(self, host: Host) -> None:
+        others = [other for other in self._on if other is not host and other.process is not None]
+        if self._going and others:
+            self.write(self.random.choice(others), self.random.choice(DEADLINES_S))
 
     # Reads.
 

@@ -106,6 +106,7 @@ class World:
         begun = self.timeline.now
         if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self._leads(core)):
             raise Violation("L1", f"no leader among {', '.join(host.id for host in core)} within {CONVERGE_S} s")
+        self._hand_over_to_nobody(core)
         self.workload.last_write(core)
         begun = self.timeline.now
         if not self.timeline.run_until(begun + CONVERGE_S * S, stop=lambda: self._agree(core)):
@@ -117,6 +118,17 @@ class World:
         if now != terms or not self._leads(core):
             raise Violation("L6", f"a healed majority goes from term {terms} to {now}: {self._states(core)}")
         return core
+
+    def _hand_over_to_nobody(self, core: list[Host]) -> None:
+        """Perhaps ask the leader to hand over to a node that is broken for good: that holds it up for a while only."""
+        broken = [host for host in self.hosts.values() if host not in core and self.is_member(host)]
+        if not self.plan.has("transfer") or not broken:
+            return
+        to = self.random.choice(broken).id
+        for host in core:
+            if host.process is not None and host.process.core.role is Role.LEADER:
+                self.note(host.id, "transfer", f"{to}, which is broken")
+                host.run(host.process, host.process.transfer, to)
 
     def _hand_over(self, core: list[Host]) -> None:
         """L2: leadership is handed over while nobody writes; a read is answered all the same."""

@@ -27,7 +27,7 @@ from smtpraft.spool.types import (
     MessageInfo,
     MessageNotFound,
     Outcome,
-    id_of_number,
+    id_of_entry,
     number_of,
 )
 from smtpraft.types import NodeId
@@ -390,10 +390,6 @@ class SpoolClient:
             callback(changes)
 
 
-def _id_of_entry(index: int) -> MessageId:
-    return id_of_number(index << ORDINAL_BITS)
-
-
 def _fits_one_entry(envelope: Envelope, content: Sequence[bytes]) -> bool:
     return _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES
 
@@ -402,7 +398,7 @@ def _whole(envelope: Envelope, content: Sequence[bytes]) -> tuple[bytes, Callabl
     """Return the command of a message in one entry, and what foresees its id."""
     command = commands.encode_accept(envelope, content)
     # A command that can be read is refused by nothing in the queue: the id is certain with the index.
-    return command, None if isinstance(commands.decode(command), Refusal) else _id_of_entry
+    return command, None if isinstance(commands.decode(command), Refusal) else id_of_entry
 
 
 def _accepted_id(answer: object) -> MessageId:

@@ -87,6 +87,11 @@ def number_of(message: str) -> int:
     return number
 
 
+def id_of_entry(index: int) -> MessageId:
+    """Return the id of the message that the entry at `index` accepts."""
+    return id_of_number(index << ORDINAL_BITS)
+
+
 def index_of(message: MessageId) -> int:
     """Return the log index whose entry holds the message's body, or the last part of it.
 

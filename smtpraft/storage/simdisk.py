@@ -239,6 +239,15 @@ class SimulatedDisk:
         _put(inode.seen, offset, data)
         _put(inode.stored, offset, data)
 
+    def lose(self, path: str) -> None:
+        """Let a file be gone, without anybody having removed it."""
+        directory, name = self._parent(path), posixpath.basename(path)
+        directory.seen.pop(name)
+        directory.stored.pop(name, None)
+        directory.unsynced = [
+            {each: to for each, to in change.items() if each != name} for change in directory.unsynced
+        ]
+
     def flip(self, path: str, bit: int) -> None:
         """Flip one bit, counted from the start of the file."""
         self.damage(path, bit // 8, bytes([self._inode(path).seen[bit // 8] ^ 1 << bit % 8]))

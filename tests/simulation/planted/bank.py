@@ -186,10 +186,13 @@ BANK: Final = (
         "    if message.reject and index > raft.log.last_index:\n        hint",
     ),
     Bug(
-        "no ABA check: an answer of an earlier term counts",
+        "an answer of the disk counts for whatever stands there now",
         "consensus/raft.py",
-        "        if message.index and message.term == self.term:",
-        "        if message.index:",
+        "        if message.index and message.term == self.term:\n"
+        "            self.raftlog.stable_to(message.index, message.log_term)\n",
+        "        if message.index:\n"
+        "            index = min(message.index, self.log.last_index)\n"
+        "            self.raftlog.stable_to(index, self.log.term(index))\n",
     ),
     Bug(
         "stored index without a look at its term",
@@ -413,10 +416,12 @@ BANK: Final = (
         "",
     ),
     Bug(
-        "recovery takes entries without a look at their checksums",
+        "recovery passes over a batch whose entries are torn",
         "storage/recovery.py",
-        " or found.entries_crc != header.entries_crc:",
-        ":",
+        "            if found is None:\n"
+        "                _end(state, segment, header, following, until)\n"
+        "                return\n",
+        "",
     ),
     # Sessions and proposals.
     Bug(
@@ -458,7 +463,7 @@ BANK: Final = (
         "a clock in the machine",
         "spool/machine.py",
         "            now_ms = max(now_ms, item.stamp)",
-        "            now_ms = max(now_ms, item.stamp, int(self._monotonic() * 1000))",
+        '            now_ms = max(now_ms, item.stamp, __import__("time").time_ns() // 10**6)',
     ),
     Bug(
         "which node it is decides what it stores",

@@ -18,18 +18,22 @@ from .bank import Bug
 PACKAGE: Final = Path(__file__).parents[3] / "smtpraft"
 SEEDS: Final = 2000
 SECONDS: Final = 20
+DAY_S: Final = 60
+"""Longer than any day takes, however slow the machine."""
 
 _HUNT: Final = """
-import json, sys
+import json, sys, time
 from smtpraft.simulator.campaign import Order, live_order
-first, count, seconds = map(int, sys.argv[1:])
-for seed in range(first, first + count):
+first, count, seconds = map(int, sys.argv[1:4])
+until = time.monotonic() + float(sys.argv[4])
+found = {}
+seed = first
+while seed < first + count and not found and time.monotonic() < until:
     _, day = live_order(Order(seed, seconds=seconds))
     if day.failed:
-        print(json.dumps({"seed": seed, "rule": day.rule, "text": day.text[:2000], "trace": day.trace[-20:]}))
-        break
-else:
-    print(json.dumps({}))
+        found = {"seed": seed, "rule": day.rule, "text": day.text[:2000]}
+    seed += 1
+print(json.dumps({"seeds": seed, **found}))
 """
 
 
@@ -41,6 +45,8 @@ class Catch:
     rule: str = ""
     text: str = ""
     took_s: float = 0.0
+    seeds: int = 0
+    """So many days were lived, from seed 0 on."""
 
 
 def planted(bug: Bug) -> str:
@@ -56,24 +62,28 @@ def planted(bug: Bug) -> str:
 
 
 def hunt(bug: Bug, *, first: int = 0, seeds: int = SEEDS, seconds: int = SECONDS, timeout_s: float = 1200.0) -> Catch:
-    """Live days with the bug until one shows it. A copy that hangs is a catch as well: nobody would miss that."""
+    """Live days with the bug until one shows it, or it has taken `timeout_s`."""
     begun = monotonic()
     with tempfile.TemporaryDirectory(prefix="smtpraft-planted-") as directory:
         copy = Path(directory) / "smtpraft"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
         (copy / bug.file).write_text(planted(bug))
         environment = {**os.environ, "PYTHONPATH": directory, "SMTPRAFT_PURE": str(int(bug.pure))}
-        command = [sys.executable, "-c", _HUNT, str(first), str(seeds), str(seconds)]
+        command = [sys.executable, "-c", _HUNT, str(first), str(seeds), str(seconds), str(timeout_s)]
         try:
             done = subprocess.run(
-                command, env=environment, cwd=directory, capture_output=True, text=True, timeout=timeout_s, check=False
+                command,
+                env=environment,
+                cwd=directory,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s + DAY_S,
+                check=False,
             )
         except subprocess.TimeoutExpired:
-            return Catch(None, "TIME", f"nothing after {timeout_s:.0f} s", monotonic() - begun)
+            return Catch(None, "TIME", f"a day took more than {DAY_S} s", monotonic() - begun, first)
     took_s = monotonic() - begun
     if done.returncode != 0:
-        return Catch(first, "START", done.stderr[-2000:], took_s)
+        return Catch(first, "START", done.stderr[-2000:], took_s, first + 1)
     found = json.loads(done.stdout.splitlines()[-1])
-    if not found:
-        return Catch(None, took_s=took_s)
-    return Catch(found["seed"], found["rule"], found["text"], took_s)
+    return Catch(found.get("seed"), found.get("rule", ""), found.get("text", ""), took_s, found["seeds"])
