@@ -206,6 +206,18 @@ def maybe_commit(raft: Raft) -> bool:
     return True
 
 
+def _confirms_probe(raft: Raft, progress: Progress, index: int) -> bool:
+    """Does this answer, which tells nothing new, say that the last probe has found where the logs agree?
+
+    The word to a stale leader (`Raft._step_lower`) is an answer of index 0, and may come when that one leads again, in
+    the new term. Taken for the answer to a probe of index 0 it would send a member with a long log back to the first
+    entry, and have it sent a snapshot if that is compacted.
+    """
+    if progress.state is not PROBE or progress.match_index != index:
+        return False
+    return raft.config.as_reference or progress.next_index == index + 1
+
+
 def _on_append_response(raft: Raft, message: Message) -> None:
     """A member, or this node's own disk, has stored entries or refused them."""
     progress = raft.tracker.progress.get(message.sender)
@@ -225,7 +237,7 @@ def _on_append_response(raft: Raft, message: Message) -> None:
         return
     if index > raft.log.last_index:
         raise InvalidMessage(f"{message.sender} has stored {index}, the log ends at {raft.log.last_index}")
-    if not progress.update(index) and not (progress.state is PROBE and progress.match_index == index):
+    if not progress.update(index) and not _confirms_probe(raft, progress, index):
         return
 
     if progress.state is REPLICATE:

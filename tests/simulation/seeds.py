@@ -21,5 +21,9 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         Order(16, seconds=20, only=frozenset(_HUNG.split())),
         "a leader whose disk hung stopped at the memory of a member that was removed: KeyError",
     ),
+    (
+        Order(9, seconds=20),
+        "an answer to a deposed leader, which led again, sent a member back to the first entry",
+    ),
 )
 """(what to live, what it showed once)."""

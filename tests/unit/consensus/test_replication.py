@@ -316,6 +316,17 @@ def test_stale_rejections_do_nothing() -> None:
     assert progress(solo) == (ProgressState.PROBE, 1, 2)
 
 
+def test_the_word_to_a_stale_leader_confirms_no_probe() -> None:
+    """It leads again, in the term that it is told of: that answer, of index 0, says nothing of the member's log."""
+    solo = Solo(terms=[1, 1, 1], hard_state=HardState(1))
+    solo.lead()
+    assert progress(solo) == (ProgressState.PROBE, 0, 4)
+    solo.receive(APP_RESP, N2, index=0)
+    assert progress(solo) == (ProgressState.PROBE, 0, 4)
+    solo.ack(4)
+    assert progress(solo) == (ProgressState.REPLICATE, 4, 5)
+
+
 def test_an_unreachable_peer_is_probed_from_its_last_match() -> None:
     """What was on its way is probably lost."""
     solo = Solo()
