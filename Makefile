@@ -1,4 +1,4 @@
-# make demo | test | test-faults | test-ops | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | test-ops | wheels | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults test-ops simulate fuzz bench bench-peers lint clean
+.PHONY: demo test test-faults test-ops wheels simulate fuzz bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -32,7 +32,7 @@ test-faults: .venv/.test
 	@$(BIN)/python -m pytest -m "fault and (privileged or not slow)" tests/fault/test_disk_room.py \
 		tests/fault/test_cluster_disks.py $(ARGS)
 
-# Beside real nodes: Prometheus, Chromium, checkers of others. On Debian: apt-get install prometheus chromium
+# Beside real nodes: Prometheus, Chromium, checkers of others. On Debian: apt-get install prometheus chromium haproxy
 test-ops: .venv/.ops
 	@$(BIN)/python -m pytest -m ops tests/ops $(ARGS)
 
@@ -40,6 +40,10 @@ test-ops: .venv/.ops
 simulate: .venv/.test
 	@$(BIN)/smtpraft simulate --fresh --seeds 500 --seconds 20 --jobs 2 $(ARGS)
 	@$(BIN)/python -m tests.simulation.planted --jobs 2
+
+# Into dist/: built in clean trees, checked, installed into fresh environments and tried there (ARGS=--twice: built again, byte for byte).
+wheels: .venv/.release
+	@$(BIN)/python -m release.wheels $(ARGS)
 
 # The hot paths. Each run is kept in .benchmarks; ARGS=--benchmark-compare sets the last one beside it.
 # A million inputs to what reads strangers' bytes, compiled against plain, from a fresh seed: some minutes.
@@ -78,7 +82,7 @@ lint: .venv/.lint
 	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
 	@touch $@
 
-.venv/.test .venv/.bench .venv/.peers .venv/.lint .venv/.ops: .venv/.%: .venv/.run
+.venv/.test .venv/.bench .venv/.peers .venv/.lint .venv/.ops .venv/.release: .venv/.%: .venv/.run
 	@echo "venv: what $* needs"
 	@$(BIN)/python -m pip install -qq --group $*
 	@touch $@

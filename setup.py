@@ -1,49 +1,120 @@
-"""The extensions; everything that is static stands in pyproject.toml.
+"""The extensions, and the files made from the command line's grammar; everything that is static is in pyproject.toml.
 
 SMTPRAFT_NO_EXTENSIONS=1       builds the plain-Python half only.
 SMTPRAFT_REQUIRE_EXTENSIONS=1  makes a failing compiler an error; without it the plain half is installed alone.
+SMTPRAFT_ABI3=1                one wheel for CPython 3.12 and later, at some cost where Python objects are made.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, ExecError, PlatformError
+
+# Module, what else its .pyx is made of, how hard the compiler is to try, is the limited API enough for it: if not, the
+# abi3 wheel has its plain twin. A line here is all that an extension needs, and one in MANIFEST.in if its directory is
+# new.
+EXTENSIONS = (
+    ("smtpraft._fastlog", ("smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"), "-O3", True),
+    (
+        "smtpraft.smtp._fastscan",
+        ("smtpraft/smtp/_fastscan.h",),
+        "-O3",
+        False,
+    ),  # it makes bytes longer in place
+    ("smtpraft.cli.bench._fastload", (), "-O2", True),
+)
+ABI3 = 0x030C0000  # the first with the whole of the buffer interface and of vectorcall in the limited API
 
 
 def asked_for(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
 
 
+REQUIRED = asked_for("SMTPRAFT_REQUIRE_EXTENSIONS")
+
+
+class BuildExtensions(build_ext):
+    """Says what is missing, if it must not be."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile one."""
+        try:
+            super().build_extension(ext)
+        except (CCompilerError, ExecError, PlatformError) as error:
+            if REQUIRED:
+                raise SystemExit(
+                    f"\n{ext.name} cannot be compiled: {error}\n"
+                    "Install a C compiler and the headers of this Python (Debian: apt-get install gcc python3-dev),\n"
+                    "or set SMTPRAFT_NO_EXTENSIONS=1 instead of SMTPRAFT_REQUIRE_EXTENSIONS=1: correct, but slow.\n"
+                ) from None
+            raise  # setuptools warns, and goes on without it
+
+
 def extensions() -> list[Extension]:
-    required = asked_for("SMTPRAFT_REQUIRE_EXTENSIONS")
     if asked_for("SMTPRAFT_NO_EXTENSIONS") or platform.python_implementation() != "CPython":
-        if required:
+        if REQUIRED:
             raise SystemExit("SMTPRAFT_REQUIRE_EXTENSIONS is set, but this build has no extensions")
         return []
-    from Cython.Build import cythonize
+    try:
+        from Cython.Build import cythonize
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "Cython is missing: build with `pip wheel .`, which brings it, or install Cython>=3.2"
+        ) from None
 
-    options = ["-O3", "-fno-strict-aliasing"]
-    fastlog = Extension(
-        "smtpraft._fastlog",
-        ["smtpraft/_fastlog.pyx"],
-        depends=["smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"],
-        extra_compile_args=options,
-    )
-    fastscan = Extension(
-        "smtpraft.smtp._fastscan",
-        ["smtpraft/smtp/_fastscan.pyx"],
-        depends=["smtpraft/smtp/_fastscan.h"],
-        extra_compile_args=options,
-    )
-    load = Extension("smtpraft.cli.bench._fastload", ["smtpraft/cli/bench/_fastload.pyx"], extra_compile_args=["-O2"])
+    limited = [("Py_LIMITED_API", hex(ABI3))] if asked_for("SMTPRAFT_ABI3") else []
+    wanted = [
+        Extension(
+            name,
+            [f"{name.replace('.', '/')}.pyx"],
+            depends=list(depends),
+            # -g0: debugging symbols are most of the file, and hold the path of the build.
+            extra_compile_args=[optimisation, "-fno-strict-aliasing", "-g0"],
+            define_macros=limited,
+        )
+        for name, depends, optimisation, in_limited_api in EXTENSIONS
+        if in_limited_api or not limited
+    ]
     # force: a .c file from another version of Cython or of the .pyx must never be compiled.
-    sources = [fastlog, fastscan, load]
-    built: list[Extension] = cythonize(sources, force=True, language_level=3)  # type: ignore[no-untyped-call]
+    built: list[Extension] = cythonize(wanted, force=True, language_level=3)  # type: ignore[no-untyped-call]
     for extension in built:
-        extension.optional = not required  # Said to the template, cythonize() would drop it.
+        extension.optional = not REQUIRED  # Said to the template, cythonize() would drop it.
+        extension.py_limited_api = bool(limited)
     return built
 
 
-setup(ext_modules=extensions())
+def grammar_files() -> list[tuple[str, list[str]]]:
+    """Write the manual page and the completions of shells; return them as setuptools wants them."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    try:
+        from smtpraft.cli import completion, manual  # stdlib only: the build has nothing else
+        from smtpraft.cli.entry import build_parser
+    finally:
+        del sys.path[0]
+    parser = build_parser()
+    share = Path("build", "share")
+    files = {
+        "man/man1/smtpraft.1": manual.page(parser),
+        "bash-completion/completions/smtpraft": completion.script(parser, "bash"),
+        "zsh/site-functions/_smtpraft": completion.script(parser, "zsh"),
+        "fish/vendor_completions.d/smtpraft.fish": completion.script(parser, "fish"),
+    }
+    for name, text in files.items():
+        path = share / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return [(f"share/{Path(name).parent}", [str(share / name)]) for name in files]
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtensions},
+    data_files=grammar_files(),
+    options={"bdist_wheel": {"py_limited_api": "cp312"}} if asked_for("SMTPRAFT_ABI3") else {},
+)

@@ -91,6 +91,7 @@ class SmtpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     postmaster: str = ""  # where mail to a bare `postmaster` goes; empty: postmaster@hostname
     command_timeout_s: float = 300.0  # RFC 5321 §4.5.3.2.7
     data_timeout_s: float = 180.0  # per block, RFC 5321 §4.5.3.2.5
+    drain_delay_s: float = 0.0  # a node that stops takes new sessions for so long after /readyz has turned 503
     commit_timeout_s: float = 10.0  # final dot to a majority's sync
     max_inflight_bytes: int = 128 * MIB  # message bytes held in memory by all sessions
 
@@ -213,6 +214,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "smtp.max_received_headers": (10, 10_000),
     "smtp.command_timeout_s": (1, 86_400),
     "smtp.data_timeout_s": (1, 86_400),
+    "smtp.drain_delay_s": (0, 30),
     "smtp.commit_timeout_s": (
         0.5,
         300,

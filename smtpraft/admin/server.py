@@ -32,6 +32,7 @@ from smtpraft.admin.answers import linearizable as _linearizable
 from smtpraft.admin.answers import problem as _problem
 from smtpraft.admin.answers import refusal as _refusal
 from smtpraft.admin.keys import KeyHandlers
+from smtpraft.admin.loglevel import LogLevel
 from smtpraft.admin.members import MemberHandlers, MemberNode
 from smtpraft.admin.metrics import CONTENT_TYPE, gauge, render
 from smtpraft.admin.token import read_token as read_token_file
@@ -86,6 +87,7 @@ class Admin:
         routes: Sequence[web.RouteDef] = (),
         token: bytes = b"",
         data_dir: str = "",
+        log_level: LogLevel | None = None,
     ) -> None:
         address = parse_address(settings.listen)
         read_token = read_token_file(settings.read_token_file, "read_token_file") if settings.read_token_file else b""
@@ -107,6 +109,7 @@ class Admin:
         self._compiled = compiled
         self._metrics = metrics
         self._data_dir = data_dir
+        self._log_level = log_level
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
 
@@ -134,6 +137,7 @@ class Admin:
                 *self._key_handlers.routes(),
                 *self._member_handlers.routes(),
                 *self._more,
+                *(self._log_level.routes() if self._log_level is not None else ()),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)

@@ -29,10 +29,11 @@ from typing import Final
 
 from prometheus_client import Metric
 
+from smtpraft.admin.loglevel import LogLevel
 from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
 from smtpraft.admin.server import Admin
 from smtpraft.admin.views import QUEUE_STATES
-from smtpraft.cli import logs
+from smtpraft.cli import logs, preflight
 from smtpraft.cli.configuration import read_secrets
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
@@ -237,16 +238,37 @@ class Daemon:
                 routes=self.observing.routes,
                 token=self._token,
                 data_dir=str(self._data_dir),
+                log_level=LogLevel(logs.level_now, logs.set_level),
             )
         except ConfigError as error:
             raise CommandError(Exit.CONFIG, *error.problems) from None
 
+    async def _look_first(self) -> None:
+        """A clock or a disk with which this node would do harm or no good."""
+        problem = preflight.clock_problem(self._data_dir, time.time())
+        if problem is not None:
+            raise CommandError(Exit.UNAVAILABLE, problem)
+        if not (self.config.cluster.peers or self.config.cluster.join):
+            return  # a node alone has no leader to lose
+        try:
+            took_s = await asyncio.to_thread(preflight.measure_syncs_s, self._data_dir)
+        except OSError as error:
+            log.warning("the disk was not measured: %s", error.strerror or error)  # full, perhaps: that is told later
+            return
+        refusal, warning = preflight.judge_disk(took_s, self.config.cluster.election_timeout_ms)
+        if refusal is not None:
+            raise CommandError(Exit.CONFIG, refusal)
+        if warning is not None:
+            log.warning("%s", warning)
+
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self.config
+        await self._look_first()
         self.client.attach(asyncio.get_running_loop())
         parts.push_async_callback(self._stop_node)
         async with _explained("cluster.listen", config.cluster.listen):
             await self.node.start()
+        logs.configure(logs.level_now(), config.log.format, self._standing)
         parts.push_async_callback(self.client.close)
         parts.push_async_callback(self.delivery.close)
         await self.delivery.start()
@@ -309,6 +331,9 @@ class Daemon:
             self._manager.alive()
             await asyncio.sleep(self._manager.watchdog_interval_s)
 
+    def _standing(self) -> logs.Standing:
+        return logs.Standing(self.node.id, self.node.term)
+
     def _full(self) -> bool:
         """Is there too little room on the disk to take on a message?"""
         return self.node.short_of_room
@@ -364,9 +389,7 @@ class Daemon:
         self.config = change.merged
         if any(name.startswith("smtp.") for name in change.live):
             self.smtp.configure(self.config.smtp)
-        if "log.format" in change.live:
-            logs.configure(self.config.log.level, self.config.log.format)
-        logs.set_level(self.config.log.level)
+        logs.configure(self.config.log.level, self.config.log.format, self._standing)
         self.admin.set_token(token)
         log.info("reloaded changed=%s", ",".join(change.live) or "nothing")
         if change.waiting:
@@ -375,11 +398,11 @@ class Daemon:
 
     def _arm_deadline(self, status: Exit) -> None:
         def end() -> None:
-            log.warning("not stopped after %.0f s: ending at once; nothing acknowledged is lost", STOP_S)
+            log.warning("not stopped in time: ending at once; nothing acknowledged is lost")
             logging.shutdown()
             os._exit(status)
 
-        timer = threading.Timer(STOP_S, end)
+        timer = threading.Timer(STOP_S + self.config.smtp.drain_delay_s, end)
         timer.daemon = True
         timer.start()
 
@@ -389,6 +412,8 @@ class Daemon:
         if self.node.is_leader and self.node.has_others:
             with contextlib.suppress(SmtpRaftError):
                 await self.node.transfer_leadership()  # first, so that the messages under way commit without a pause
+        # Balancers look at /readyz now and then: until they have, clients still come, and are served.
+        await asyncio.sleep(self.config.smtp.drain_delay_s)
         await asyncio.gather(self.delivery.drain(DRAIN_S), self.smtp.drain(DRAIN_S))
         if self.node.has_others:
             await asyncio.sleep(LINGER_S)

@@ -32,6 +32,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    if argv is None and os.path.basename(sys.argv[0]) == "sendmail":  # a link, where programs look for one
+        argv = ["sendmail", *sys.argv[1:]]
     arguments = build_parser().parse_args(argv)
     command: Command = arguments.command
     try:
@@ -121,6 +123,9 @@ def build_parser() -> _Parser:
     demo.add_argument("--keep", action="store_true", help="leave the directory with logs and data behind")
     demo.set_defaults(command=_demo)
 
+    _add_log(commands, remote)
+    _add_sendmail(commands)
+    _add_shell(commands)
     _add_simulate(commands, shape)
     _add_bench(commands, shape)
     return parser
@@ -274,6 +279,65 @@ def _add_simulate(commands: _Commands, shape: _Parser) -> None:
     simulate.add_argument("--jobs", metavar="N", type=_positive, default=1, help="days at a time (1)")
     simulate.add_argument("--stop-after", metavar="N", type=_positive, default=1, help="violations that end it (1)")
     simulate.set_defaults(command=_simulate)
+
+
+def _add_log(commands: _Commands, remote: _Parser) -> None:
+    actions = commands.add_parser("log", help="what a running node logs").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    level = actions.add_parser("level", parents=[remote], help="say it, or set it until the next reload or restart")
+    level.add_argument("level", metavar="LEVEL", nargs="?", choices=("debug", "info", "warning", "error"))
+    level.set_defaults(command=_log_level)
+
+
+def _log_level(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli import loglevel
+
+    return loglevel.level(arguments)
+
+
+def _add_sendmail(commands: _Commands) -> None:
+    send = commands.add_parser("sendmail", help="send a message from stdin, as programs ask sendmail to")
+    send.add_argument("recipients", metavar="ADDRESS", nargs="*", help="who gets it")
+    send.add_argument("-t", dest="read_recipients", action="store_true", help="also those in To, Cc and Bcc")
+    send.add_argument("-i", dest="ignore_dots", action="store_true", help="a line with a dot does not end the message")
+    send.add_argument("-f", "-r", dest="sender", metavar="ADDRESS", help="the envelope's sender; <> for none")
+    send.add_argument("-F", dest="full_name", metavar="NAME", help="the sender's name, if the header has none")
+    send.add_argument("-b", dest="mode", metavar="m", help="-bm, which is what is done anyway")
+    for option in "oBNRV":
+        send.add_argument(f"-{option}", metavar="X", action="append", help="as sendmail's; -oi counts, others do not")
+    for option in "GUmnv":
+        send.add_argument(f"-{option}", action="store_true", help="as sendmail's, without effect")
+    send.add_argument("--servers", metavar="HOST:PORT,…", help="SMTP addresses (SMTPRAFT_SMTP_SERVERS, 127.0.0.1:2525)")
+    send.set_defaults(command=_sendmail)
+
+
+def _sendmail(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.sendmail import sendmail
+
+    return sendmail(arguments)
+
+
+def _add_shell(commands: _Commands) -> None:
+    completion = commands.add_parser("completion", help="a script that completes these commands in a shell")
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+    completion.set_defaults(command=_completion)
+    manual = commands.add_parser("manual", help="all commands as a page for man: smtpraft manual | man -l -")
+    manual.set_defaults(command=_manual)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.completion import script
+
+    print(script(build_parser(), arguments.shell), end="")
+    return Exit.OK
+
+
+def _manual(arguments: argparse.Namespace) -> int:
+    from smtpraft.cli.manual import page
+
+    print(page(build_parser()), end="")
+    return Exit.OK
 
 
 def _add_bench(commands: _Commands, shape: _Parser) -> None:

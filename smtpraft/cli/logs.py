@@ -11,9 +11,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+
+from smtpraft.spool.messagelog import MessageEvent
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 WAITING_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -22,12 +26,15 @@ DRAIN_S: Final = 2.0
 _QUIET: Final = ("asyncio", "aiohttp", "mail.log")  # libraries: only what deserves a look
 
 
-def configure(level: str, style: str) -> None:
+def configure(level: str, style: str, standing: Callable[[], Standing] | None = None) -> None:
     """Send every record to stderr in `style`, `text` or `json`. May be called again."""
+    formatter = JsonFormatter() if style == "json" else TextFormatter()
+    if standing is not None:
+        formatter.standing = standing
     root = logging.getLogger()
     ours = [known for known in root.handlers if isinstance(known, BackgroundHandler)]
     handler = ours[0] if ours else BackgroundHandler(sys.stderr.fileno())
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(formatter)
     root.handlers[:] = [handler]
     set_level(level)
     logging.captureWarnings(True)
@@ -131,29 +138,48 @@ def _area(record: logging.LogRecord) -> str:
     return record.name.removeprefix("smtpraft.")
 
 
-class TextFormatter(logging.Formatter):
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who writes, and in which term: for the log of messages."""
+
+    node: str = "-"
+    term: int = 0
+
+
+class _Formatter(logging.Formatter):
+    standing: Callable[[], Standing] = Standing
+
+
+class TextFormatter(_Formatter):
     """`2026-11-23T04:50:38.123Z INFO cluster.node role=leader term=3`; further lines (a traceback) are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = f"{_stamp(record)} {record.levelname} {_area(record)} {record.getMessage()}"
+        if type(record.msg) is MessageEvent:
+            facts = self.standing()
+            text = f"{text} node={facts.node} term={facts.term} index={record.msg.index}"
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
         return text.replace("\n", "\n    ")
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_Formatter):
     """One object a line: time, level, area, message, thread, and the traceback if there is one."""
 
     _encode = staticmethod(msgspec.json.Encoder().encode)
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = {
+        facts: dict[str, object] = {
             "time": _stamp(record),
             "level": record.levelname,
             "area": _area(record),
             "message": record.getMessage(),
             "thread": record.threadName,
         }
+        if type(record.msg) is MessageEvent:
+            standing = self.standing()
+            facts |= record.msg.facts()
+            facts |= {"node": standing.node, "term": standing.term, "index": record.msg.index}
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
         return self._encode(facts).decode()

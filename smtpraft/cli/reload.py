@@ -24,6 +24,7 @@ LIVE: Final = frozenset(
         "smtp.command_timeout_s",
         "smtp.commit_timeout_s",
         "smtp.data_timeout_s",
+        "smtp.drain_delay_s",
         "smtp.hostname",
         "smtp.local_domains",
         "smtp.max_connections",

@@ -67,7 +67,7 @@ class Concluder:
                     result = spool.deferred(recipient, delay_ms, reply, answer.status)
             results.append(result)
             self._count(result)
-            records.log_result(self._node, info, recipient, destination, result.state, answer, peer, delay_ms)
+            records.log_result(info, recipient, destination, result.state, answer, peer, delay_ms)
         notification = self._notification(info, lost, content, now_ms) if lost else None
         if notification is None:
             return Outcome(info.id, epoch, tuple(results))
@@ -94,7 +94,7 @@ class Concluder:
         notification = bounce.notification(returned, lost, hostname=self._hostname, now_ms=now_ms, token=token)
         if notification is None:
             self._metrics.dead_letters += len(lost)
-            records.log_dead_letter(self._node, info, len(lost))
+            records.log_dead_letter(info, len(lost))
         else:
             self._metrics.bounces += 1
         return notification

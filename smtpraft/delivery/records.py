@@ -11,24 +11,31 @@ The fields are KumoMTA's: who reads its log finds the same words here. Outside t
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from smtpraft.delivery.attempt import Answer
 from smtpraft.delivery.routes import Destination
+from smtpraft.spool.messagelog import (
+    BOUNCE,
+    DEAD_LETTER,
+    DELIVERY,
+    EXPIRATION,
+    TRANSIENT_FAILURE,
+    MessageEvent,
+)
 from smtpraft.spool.types import MessageInfo, Recipient, RecipientState
-from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
 
-_KINDS = {
-    RecipientState.DELIVERED: "Delivery",
-    RecipientState.DEFERRED: "TransientFailure",
-    RecipientState.FAILED: "Bounce",
-    RecipientState.EXPIRED: "Expiration",
+_SHAPES: Final = {
+    RecipientState.DELIVERED: DELIVERY,
+    RecipientState.DEFERRED: TRANSIENT_FAILURE,
+    RecipientState.FAILED: BOUNCE,
+    RecipientState.EXPIRED: EXPIRATION,
 }
 
 
 def log_result(
-    node: NodeId,
     info: MessageInfo,
     recipient: Recipient,
     destination: Destination,
@@ -40,10 +47,7 @@ def log_result(
     """Write the line; cheap when nobody listens."""
     if not log.isEnabledFor(logging.INFO):
         return
-    log.info(
-        "%s id=%s sender=%r recipient=%r queue=%s site=%s size=%d code=%d enhanced_code=%s content=%r command=%r "
-        "peer_address=%s num_attempts=%d next_attempt_s=%.1f node=%s",
-        _KINDS[state],
+    values = (
         info.id,
         info.sender,
         recipient.address,
@@ -56,11 +60,11 @@ def log_result(
         answer.command,
         peer or "-",
         recipient.attempts + 1,
-        delay_ms / 1000,
-        node,
+        round(delay_ms / 1000, 1),
     )
+    log.info(MessageEvent(_SHAPES[state], values))
 
 
-def log_dead_letter(node: NodeId, info: MessageInfo, count: int) -> None:
+def log_dead_letter(info: MessageInfo, count: int) -> None:
     """A message from <> has failed: there is nobody to tell but the operator."""
-    log.warning("DeadLetter id=%s recipients=%d size=%d node=%s", info.id, count, info.size_bytes, node)
+    log.warning(MessageEvent(DEAD_LETTER, (info.id, count, info.size_bytes)))

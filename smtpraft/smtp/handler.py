@@ -22,6 +22,7 @@ from smtpraft.smtp.connection import Client, Connection, SessionOver, Transactio
 from smtpraft.smtp.policy import RelayPolicy
 from smtpraft.smtp.statistics import SmtpStatistics
 from smtpraft.smtp.trace import DateLine, count_received, received_line
+from smtpraft.spool.messagelog import RECEPTION, MessageEvent
 from smtpraft.spool.types import Envelope, MessageId
 
 log = logging.getLogger(__name__)
@@ -132,8 +133,7 @@ class MailHandler:
                 if message is None:
                     reply = self._failed(transaction_id, mail, error)
                 else:
-                    log.info(
-                        "accepted id=%s trace=%s client=%s helo=%r sender=%r nrcpt=%d size=%d ms=%.1f%s",
+                    values = (
                         message,
                         transaction_id,
                         mail.client_host,
@@ -141,9 +141,10 @@ class MailHandler:
                         mail.sender,
                         len(mail.recipients),
                         size_bytes,
-                        (monotonic() - started) * 1000,
-                        " client_gone=true" if server.gone else "",
+                        round((monotonic() - started) * 1000, 1),
+                        "true" if server.gone else "false",
                     )
+                    log.info(MessageEvent(RECEPTION, values))
                     reply = f"250 2.0.0 Ok: queued as {message}"
             except Exception:
                 log.exception("outcome unknown trace=%s client=%s", transaction_id, mail.client_host)

@@ -34,7 +34,7 @@ WAIT_S: Final = 30.0  # for what takes a second or two on an idle machine
 LAST_LINES: Final = 40
 
 _LEADS: Final = re.compile(r" role=leader was=\S+ term=(\d+) ")
-_ROUTINE: Final = re.compile(r" smtp\.handler accepted | delivery\.records Delivery ")
+_ROUTINE: Final = re.compile(r" smtp\.handler Reception | delivery\.records Delivery ")
 _BAD: Final = re.compile(r" (ERROR|CRITICAL) |Traceback|never retrieved|never awaited|was destroyed")
 
 

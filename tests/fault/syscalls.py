@@ -134,7 +134,7 @@ class Promise:
 
 _QUEUED: Final = re.compile(r"250 2\.0\.0 Ok: queued as (\w+)")
 _TRACE_ID: Final = re.compile(r"\(smtpraft\) with ESMTP id ([0-9a-f]+-[0-9a-f]+)")
-_ACCEPTED: Final = re.compile(r" accepted id=(\w+) trace=(\S+) ")
+_ACCEPTED: Final = re.compile(r" Reception id=(\w+) trace=(\S+) ")
 
 
 def queue_ids(logs: Iterable[str]) -> dict[str, str]:

@@ -393,7 +393,7 @@ async def test_log_lines_tell_the_story_and_keep_the_secrets(
     assert await client.ask(b"RCPT TO:<secret.recipient@here.example>", b"DATA") == 354
     assert await client.ask(b"Subject: secret body\r\n\r\n.") == 250
     text = caplog.text
-    assert "accepted id=ID1 trace=" in text
+    assert "Reception id=ID1 trace=" in text
     assert "client=127.0.0.1 helo='client.example' sender='ann@example.org' nrcpt=1 size=24 ms=" in text
     assert "refused stage=rcpt reply='550 5.7.1 " in text
     assert "secret" not in text

@@ -1,0 +1,1 @@
+"""How a release is made: `make wheels`. Not part of what is installed."""

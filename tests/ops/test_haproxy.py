@@ -1,0 +1,146 @@
+"""Three nodes behind HAProxy, as `deploy/haproxy` says: mail flows while each of them is restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import smtplib
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from smtpraft.cli.client import Client
+from smtpraft.cli.demo.nodes import DemoCluster, free_ports
+
+from .programs import needed
+
+pytestmark = [pytest.mark.ops, pytest.mark.timeout(240)]
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+CLIENTS = 6
+STOP_S = 25
+
+
+class Balanced(DemoCluster):
+    """Three nodes that take a PROXY header from this machine, deliver into nothing, and one HAProxy before them."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, 3, 9)
+        self._environ |= {
+            "SMTPRAFT_SMTP__PROXY_PROTOCOL": "127.0.0.0/8",
+            "SMTPRAFT_SMTP__DRAIN_DELAY_S": "1",
+            "SMTPRAFT_SMTP__RELAY_NETWORKS": "127.0.0.0/8",
+            "SMTPRAFT_DELIVERY__ROUTES": "*=discard:",
+        }
+        (self.port,) = free_ports(1)
+        text = CONFIGURATION.read_text().replace("bind :25\n", f"bind 127.0.0.1:{self.port}\n")
+        for number, node in enumerate(self.nodes, start=1):
+            pattern = rf"server node-{number} 10\.0\.0\.{number}:2525 port 8025"
+            place = f"server node-{number} 127.0.0.1:{node.smtp_port} port {node.admin_port}"
+            text, count = re.subn(pattern, place, text)
+            assert count == 1, "the example has changed"
+        (directory / "haproxy.cfg").write_text(text)
+        self.log = directory / "haproxy.log"
+
+    def balance(self, haproxy: str) -> subprocess.Popen[bytes]:
+        """Start HAProxy."""
+        with self.log.open("wb") as log:
+            return subprocess.Popen([haproxy, "-f", str(self.directory / "haproxy.cfg"), "-db"], stdout=log, stderr=log)
+
+
+class Senders:
+    """Clients with a session for each message, as most of the world has; every word that is not a yes is kept."""
+
+    def __init__(self, port: int) -> None:
+        self.accepted: list[str] = []
+        self.waits_s: list[float] = []
+        self.errors: Counter[str] = Counter()
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, name=f"client-{number}") for number in range(CLIENTS)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            began = time.monotonic()
+            try:
+                with smtplib.SMTP("127.0.0.1", self._port, timeout=30) as client:
+                    client.ehlo()
+                    client.mail("a@example.org")
+                    client.rcpt("b@example.net")
+                    code, text = client.data(b"Subject: x\r\n\r\nhello\r\n")
+                    if code != 250:
+                        raise smtplib.SMTPDataError(code, text)
+                    self.accepted.append(text.decode().rpartition(" ")[2])
+            except (OSError, smtplib.SMTPException) as error:
+                self.errors[repr(error)] += 1
+            self.waits_s.append(time.monotonic() - began)
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def haproxy() -> str:
+    return needed("haproxy", "haproxy")
+
+
+def test_the_example_is_sound(haproxy: str) -> None:
+    done = subprocess.run([haproxy, "-c", "-f", str(CONFIGURATION)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+@pytest.fixture
+def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+async def test_no_client_hears_of_a_rolling_restart(
+    haproxy: str, tmp_path: Path, ended: list[subprocess.Popen[bytes]]
+) -> None:
+    cluster = Balanced(tmp_path)
+    try:
+        await cluster.start()
+        ended.append(cluster.balance(haproxy))
+        await asyncio.sleep(1)
+        with Senders(cluster.port) as senders:
+            await asyncio.sleep(3)
+            before = len(senders.accepted)
+            assert before > 20, senders.errors
+            leader = await cluster.leader()
+            for victim in (leader, *(node for node in cluster.nodes if node is not leader)):
+                assert victim.process is not None
+                victim.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(victim.process.wait, STOP_S) == 0
+                await cluster.restart(victim)
+                await asyncio.sleep(1.5)
+        assert senders.errors == Counter()
+        assert len(set(senders.accepted)) == len(senders.accepted) > before + 50
+        print(f"\naccepted={len(senders.accepted)} errors=0 longest_s={max(senders.waits_s):.2f}")
+        status = Client([]).ask(f"127.0.0.1:{cluster.nodes[0].admin_port}", "GET", "/readyz").status
+        assert status == 200
+        await cluster.stop()
+        logs = "".join((node.directory / "log").read_text() for node in cluster.nodes)
+        assert logs.count(" Reception id=") == len(senders.accepted)
+        assert "client=127.0.0.1" in logs
+    finally:
+        await cluster.stop()
