@@ -32,11 +32,12 @@ from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
 from smtpraft.cluster.snapshot_sender import Copy
 from smtpraft.cluster.snapshots import restart_log, resume_install
+from smtpraft.cluster.standing import check_standing
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.consensus import Role
 from smtpraft.consensus.config import ELECTION_RAFT
 from smtpraft.errors import NotReplicated, SmtpRaftError, Stopped
-from smtpraft.storage import Identity, IdentityMismatch, RealDisk, Standing, Wal, WalStats
+from smtpraft.storage import Identity, RealDisk, Wal, WalStats
 from smtpraft.types import NodeId, node_order
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Node:
                 recovery.damage.reason,
                 recovery.last_index + 1,
             )
-        self._check_standing(entries)
+        check_standing(self._identity.facts, entries, options.data_dir)
         hard_state = recovery.hard_state
         if pending is not None:
             hard_state = await asyncio.to_thread(restart_log, files, wal, entries, hard_state, pending)
@@ -511,20 +512,6 @@ class Node:
         )
 
     # ---- small things -----------------------------------------------------------------------------------------------
-
-    def _check_standing(self, entries: fastlog.Log) -> None:
-        assert self._identity is not None
-        standing = self._identity.facts.standing
-        if standing is Standing.REMOVED:
-            raise IdentityMismatch(
-                f"{self.options.data_dir}: this node was removed from its cluster. To add it again, empty the whole "
-                f"directory, start it with --join, and run smtpraft member add {self.id}=HOST:PORT on the cluster"
-            )
-        if standing is Standing.FRESH and entries.last_index:
-            raise IdentityMismatch(
-                f"{self.options.data_dir}: identity.json is new, but the log is not: they are not of one run. Restore "
-                "both, or empty the whole directory and replace the member: smtpraft member replace"
-            )
 
     async def ask_members(
         self, operation: str, arguments: Arguments, *, timeout_s: float
