@@ -126,6 +126,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._signals = 0
         self._serving = False
+        self._term = 0
         self._signalled_at: float | None = None
         self._quorum_seen_at = -QUORUM_GRACE_S
         self._delivery_error: asyncio.Future[BaseException]
@@ -315,6 +316,7 @@ class Daemon:
         while True:
             if self.node.has_quorum():
                 self._quorum_seen_at = loop.time()
+            self._term = self.node.status().term  # for the log of messages: not asked for with every line
             await asyncio.sleep(QUORUM_SAMPLE_S)
 
     async def _tell_status(self) -> None:
@@ -332,7 +334,7 @@ class Daemon:
             await asyncio.sleep(self._manager.watchdog_interval_s)
 
     def _standing(self) -> logs.Standing:
-        return logs.Standing(self.node.id, self.node.term)
+        return logs.Standing(self.node.id, self._term)
 
     def _full(self) -> bool:
         """Is there too little room on the disk to take on a message?"""

@@ -400,11 +400,6 @@ class Node:
         return self._driver.core.leader_id
 
     @property
-    def term(self) -> int:
-        """The term this node is in."""
-        return self._driver.core.term
-
-    @property
     def is_leader(self) -> bool:
         """Whether this node leads."""
         return self._driver.core.role is Role.LEADER
