@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.invariants import Invariants
 
 _LOCAL_TABLES: Final = frozenset({"bodies"})
-_LOCAL_COLUMNS: Final = frozenset({"copied_index", "syncs"})
+_LOCAL_COLUMNS: Final = frozenset({"copied_index", "syncs", "copied_sum", "sum"})
 
 
 class Reference:
