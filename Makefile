@@ -67,7 +67,7 @@ lint: .venv/.lint
 	@echo "lint: ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 	@echo "lint: mypy" && $(BIN)/mypy
 	@if $(BIN)/python -c "import smtpraft._fastlog" 2>/dev/null; \
-		then echo "lint: stubtest" && $(BIN)/python -m mypy.stubtest smtpraft._fastlog smtpraft.smtp._fastscan; fi
+		then echo "lint: stubtest" && $(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml smtpraft._fastlog smtpraft.smtp._fastscan; fi
 
 # pip knows dependency groups (PEP 735) since 25.1; Debian 12 brings 23.0.
 .venv/.made:

@@ -1,6 +1,6 @@
 # The types of the compiled half; `_purescan` is the specification.
 
-from typing import final
+from typing import Self, final
 
 from smtpraft.smtp.faults import LineFault
 
@@ -18,7 +18,7 @@ class CommandLines:
 
 @final
 class ContentReader:
-    def __init__(self, size_max_bytes: int) -> None: ...
+    def __new__(cls, size_max_bytes: int) -> Self: ...
     @property
     def size_max_bytes(self) -> int: ...
     @property
