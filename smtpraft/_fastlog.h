@@ -11,6 +11,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef Py_LIMITED_API /* there, what is a look into the object elsewhere is a call */
+#define PyBytes_GET_SIZE PyBytes_Size
+#define PyBytes_AS_STRING PyBytes_AsString
+#endif
+
 /* The compiler makes one load and one byte swap of each of these. */
 
 static inline uint16_t load_u16(const uint8_t *p) { return (uint16_t)((uint16_t)p[0] << 8 | p[1]); }

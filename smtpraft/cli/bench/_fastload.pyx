@@ -18,6 +18,14 @@ from libc.string cimport memcpy, memmove, memset, strerror
 
 from smtpraft.cli.bench.loadplan import LoadFailed
 
+cdef extern from *:
+    """
+    #ifdef Py_LIMITED_API /* there, what is a look into the object elsewhere is a call */
+    #define PyBytes_GET_SIZE PyBytes_Size
+    #define PyBytes_AS_STRING PyBytes_AsString
+    #endif
+    """
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         uint64_t u64
