@@ -17,6 +17,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class Salvage:
                 found.problem = "no data directory of a node: it has no identity.json"
                 return found
             found.node_id, found.cluster_id = facts.node_id, facts.cluster_id.hex()
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*IGNORED))
+            shutil.copytree(source, copy, ignore=_left_out)
             entries = fastlog.Log()
             reader = _Reader()
             machine = self._make_machine(copy, NodeId(facts.node_id), reader.command)
@@ -280,6 +281,12 @@ def _commands(opened: _Opened, first: int, last: int) -> Iterator[tuple[int, byt
         for index, _, _, kind, payload in fastlog.decode_entries(block):
             if kind == fastlog.ENTRY_NORMAL and payload and payload[0] == envelope.COMMAND:
                 yield index, payload[envelope.COMMAND_HEADER_BYTES :]
+
+
+def _left_out(directory: str, names: list[str]) -> set[str]:
+    """Return what of a data directory no copy needs: what is not the state, and what is no file."""
+    odd = {name for name in names if stat.S_ISSOCK(os.lstat(os.path.join(directory, name)).st_mode)}
+    return odd | set(shutil.ignore_patterns(*IGNORED)(directory, names))
 
 
 def _check_unused(directory: str) -> None:

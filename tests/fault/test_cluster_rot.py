@@ -46,6 +46,11 @@ def data_of(node: DemoNode) -> Path:
     return node.directory / "data"
 
 
+def sockets(directory: str, names: list[str]) -> set[str]:
+    """Return what cannot be copied."""
+    return {name for name in names if (Path(directory) / name).is_socket()}
+
+
 def choose(directory: Path, random: Random) -> Path:
     """Return a file, kinds of files first: a directory has many segments and one database."""
     kinds: dict[str, list[Path]] = {}
@@ -140,7 +145,7 @@ async def test_a_node_heals_or_refuses_wherever_its_disk_was_damaged(
             victim = random.choice(stage.cluster.nodes)
             older = directory / "older"
             shutil.rmtree(older, ignore_errors=True)
-            shutil.copytree(data_of(victim), older)
+            shutil.copytree(data_of(victim), older, ignore=sockets)
             others = stage.cluster.others(victim)
             if random.random() < 0.5:
                 (outage,) = stage.kill(victim)
@@ -152,7 +157,7 @@ async def test_a_node_heals_or_refuses_wherever_its_disk_was_damaged(
                 await load.wait_acknowledged(10)
                 saved = directory / "saved"
                 shutil.rmtree(saved, ignore_errors=True)
-                shutil.copytree(data_of(victim), saved)
+                shutil.copytree(data_of(victim), saved, ignore=sockets)
                 path = choose(data_of(victim), random)
                 place = path.relative_to(data_of(victim))
                 did = f"{damage(path, random, older / place)} {place}"
