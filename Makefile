@@ -45,11 +45,11 @@ simulate: .venv/.test
 wheels: .venv/.release
 	@$(BIN)/python -m release.wheels $(ARGS)
 
-# The hot paths. Each run is kept in .benchmarks; ARGS=--benchmark-compare sets the last one beside it.
 # A million inputs to what reads strangers' bytes, compiled against plain, from a fresh seed: some minutes.
 fuzz: .venv/.test
 	@$(BIN)/python -m tests.unit.fuzz $(ARGS)
 
+# The hot paths. Each run is kept in .benchmarks; ARGS=--benchmark-compare sets the last one beside it.
 bench: .venv/.bench
 	@$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=median,iqr,min,max,rounds --benchmark-warmup=on --benchmark-autosave $(ARGS)
