@@ -25,3 +25,7 @@ class Removed(SmtpRaftError):
 
 class Fatal(SmtpRaftError):
     """The node must not go on: a failed sync, a diverged state, a broken invariant. A node that stops loses nothing."""
+
+
+class NewerFormat(Fatal):
+    """A newer release wrote what this one was to read. Nothing of it was changed; the node needs upgrading."""

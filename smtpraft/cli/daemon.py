@@ -46,7 +46,7 @@ from smtpraft.cluster.node import Node
 from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
 from smtpraft.config import Config, ConfigError
 from smtpraft.delivery.delivery import Delivery
-from smtpraft.errors import Fatal, Removed, SmtpRaftError
+from smtpraft.errors import Fatal, NewerFormat, Removed, SmtpRaftError
 from smtpraft.fastlog import COMPILED
 from smtpraft.smtp import SmtpServer
 from smtpraft.spool.client import SpoolClient
@@ -443,7 +443,7 @@ async def _explained(setting: str, address: str) -> AsyncIterator[None]:
         raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}") from None
     except (DirectoryInUse, CannotJoin) as error:
         raise CommandError(Exit.UNAVAILABLE, str(error)) from None
-    except (IdentityMismatch, ConfigError) as error:
+    except (IdentityMismatch, ConfigError, NewerFormat) as error:
         raise CommandError(Exit.CONFIG, str(error)) from None
     except Fatal as error:
         raise CommandError(Exit.SOFTWARE, f"{type(error).__name__}: {error}") from None

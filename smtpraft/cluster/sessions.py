@@ -19,6 +19,7 @@ import msgspec
 from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command, Item, NodeDown, NodeUp, Skipped
 from smtpraft.cluster.members import Changed, Members
+from smtpraft.errors import NewerFormat
 from smtpraft.types import NodeId, node_order
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ class Sessions:
         """Return the sessions that `encode` wrote; empty notes are a fresh machine's.
 
         Raises:
-            ValueError: the notes are of a newer version, or damaged.
+            ValueError: the notes are damaged.
+            NewerFormat: a newer release wrote them.
         """
         sessions = cls()
         if not notes:
@@ -123,8 +125,10 @@ class Sessions:
             stored = msgspec.msgpack.decode(notes, type=_Notes)
         except msgspec.DecodeError as error:
             raise ValueError(f"the state machine's cluster notes cannot be read: {error}") from error
-        if not 1 <= stored.version <= NOTES_VERSION:
-            raise ValueError(f"cluster notes of version {stored.version}; this release reads 1 to {NOTES_VERSION}")
+        if stored.version > NOTES_VERSION:
+            raise NewerFormat(
+                f"cluster notes of version {stored.version}; this release reads 1 to {NOTES_VERSION}: upgrade this node"
+            )
         if stored.version > 1:
             sessions.members = Members.unpack(stored.members)
         for session_id, node, nonce, done_below, done in stored.sessions:

@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from smtpraft.cluster.machine import NoRoom, StateDamaged
-from smtpraft.errors import Fatal
+from smtpraft.errors import Fatal, NewerFormat
 from smtpraft.spool.files import MARK_SUFFIX, remove_mark, remove_sides, sync_directory
 
 ASIDE_SUFFIX: Final = ".damaged"
@@ -53,7 +53,7 @@ class SpoolDamaged(SpoolUnusable, StateDamaged):
         remove_mark(self.path)
 
 
-class SpoolNewer(SpoolUnusable):
+class SpoolNewer(SpoolUnusable, NewerFormat):
     """A newer smtpraft wrote the file, or proposed a command: going on would make this node differ from the others."""
 
 

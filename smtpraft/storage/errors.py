@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smtpraft.errors import Fatal, SmtpRaftError
+from smtpraft.errors import Fatal, NewerFormat, SmtpRaftError
 
 
 class WalCorrupt(Fatal):
@@ -30,8 +30,8 @@ class WalForeign(Fatal):
     """The log was written by another node or for another cluster."""
 
 
-class WalNewer(Fatal):
-    """The log was written by a newer version, in a format that this one does not know."""
+class WalNewer(NewerFormat):
+    """The log, or the file `promises`, was written by a newer version, in a format that this one does not know."""
 
 
 class WalFailed(Fatal):

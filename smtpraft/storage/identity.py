@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from smtpraft.errors import NewerFormat
 from smtpraft.fastlog import crc32c
 from smtpraft.storage.disk import Disk, RealDisk
 from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
@@ -159,7 +160,8 @@ def read_facts(disk: Disk, directory: str) -> Facts | None:
     """Return what `identity.json` in `directory` says, None if there is no such file.
 
     Raises:
-        IdentityMismatch: it cannot be read by this release.
+        IdentityMismatch: it is damaged.
+        NewerFormat: a newer release wrote it.
     """
     try:
         if IDENTITY_FILE not in disk.list_directory(directory):
@@ -176,8 +178,12 @@ def read_facts(disk: Disk, directory: str) -> Facts | None:
         file.close()
     if not isinstance(found, dict) or not isinstance(found.get("format"), int):
         raise _damaged(path)
+    if "sum" in found and found.pop("sum") != _sum(found):  # in every format since there are sums
+        raise _damaged(path)
     if found["format"] != IDENTITY_FORMAT:
-        raise IdentityMismatch(f"{path} has format {found['format']}; this program knows {IDENTITY_FORMAT}")
+        raise NewerFormat(
+            f"{path} has format {found['format']}; this program knows {IDENTITY_FORMAT}: upgrade this node"
+        )
     try:
         return _decode(found)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -229,8 +235,6 @@ def _sum(content: Mapping[str, object]) -> int:
 
 
 def _decode(found: dict[str, object]) -> Facts:
-    if "sum" in found and found.pop("sum") != _sum(found):
-        raise ValueError("sum")
     founders = found.get("founders", {})
     if not isinstance(founders, dict):
         raise TypeError("founders")

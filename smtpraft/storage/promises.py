@@ -31,6 +31,7 @@ from typing import Final
 from smtpraft.fastlog import crc32c
 from smtpraft.storage.batch import VOTE_BYTES_MAX
 from smtpraft.storage.disk import Disk, File
+from smtpraft.storage.errors import WalNewer
 
 PROMISES_FILE: Final = "promises"
 PROMISES_VERSION: Final = 1
@@ -70,6 +71,7 @@ class Promises:
 
         Raises:
             OSError: the disk does not work, or has no room.
+            WalNewer: a newer release wrote it.
         """
         path = f"{directory}/{PROMISES_FILE}"
         names = disk.list_directory(directory)
@@ -146,7 +148,11 @@ def encode_promise(promise: Promise) -> bytes:
 
 
 def decode_promise(slot: bytes) -> Promise | None:
-    """Return what a slot holds, or None if it holds nothing, or nothing that this version understands."""
+    """Return what a slot holds, or None if it holds nothing.
+
+    Raises:
+        WalNewer: a newer release wrote it. It is no damage: to write over it would forget what was promised.
+    """
     if len(slot) != SLOT_BYTES:
         return None
     magic, crc = _PREFIX.unpack_from(slot)
@@ -157,7 +163,9 @@ def decode_promise(slot: bytes) -> Promise | None:
         fields
     )
     if version != PROMISES_VERSION:
-        return None
+        raise WalNewer(
+            f"{PROMISES_FILE} has format {version}; this program knows {PROMISES_VERSION}: upgrade this node"
+        )
     return Promise(term, vote[:length].decode(), segment, floor, base_index, base_term, abstain_term, durable, number)
 
 

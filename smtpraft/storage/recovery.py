@@ -381,7 +381,9 @@ def _open_segment(disk: Disk, directory: str, name: str, cluster_id: bytes, node
         if header is None:
             raise WalCorrupt("the segment's header is damaged", file.path, 0, named[1], named[1])
         if header.version != SEGMENT_VERSION:
-            raise WalNewer(f"{file.path} has format {header.version}; this program knows {SEGMENT_VERSION}")
+            raise WalNewer(
+                f"{file.path} has format {header.version}; this program knows {SEGMENT_VERSION}: upgrade this node"
+            )
         if (header.cluster_id, header.node_id) != (cluster_id, node_id):
             raise WalForeign(
                 f"{file.path} was written by node {header.node_id!r} of cluster {header.cluster_id.hex()}; "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpraft.errors import NewerFormat
 from smtpraft.storage import DirectoryInUse, Identity, IdentityMismatch, Standing
 from smtpraft.storage.identity import Facts, claim_directory
 from smtpraft.storage.segment import segment_name
@@ -97,7 +98,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "identity.json").write_text('{"format": 2}')
-    with pytest.raises(IdentityMismatch, match="format 2"):
+    with pytest.raises(NewerFormat, match="format 2"):
         take(tmp_path)
 
 
