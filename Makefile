@@ -32,9 +32,15 @@ test-faults: .venv/.test
 	@$(BIN)/python -m pytest -m "fault and (privileged or not slow)" tests/fault/test_disk_room.py \
 		tests/fault/test_cluster_disks.py $(ARGS)
 
-# Beside real nodes: Prometheus, Chromium, checkers of others. On Debian: apt-get install prometheus chromium haproxy
+# Beside real nodes: Prometheus, Chromium, HAProxy, the release before, checkers of others. As root on Debian it installs
+# what is missing; elsewhere a test whose program is missing is left out, and says so. Screenshots: .screenshots
 test-ops: .venv/.ops
-	@$(BIN)/python -m pytest -m ops tests/ops $(ARGS)
+	@command -v prometheus promtool haproxy chromium openssl git >/dev/null \
+		&& test "$$(command -v prometheus promtool haproxy chromium openssl git | wc -l)" = 6 || test "$$(id -u)" != 0 \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			prometheus haproxy chromium openssl git >/dev/null; }
+	@test "$$(id -u)" != 0 || export SMTPRAFT_REQUIRE_PROGRAMS=1; PATH="$(CURDIR)/$(BIN):$$PATH" SMTPRAFT_SCREENSHOTS="$${SMTPRAFT_SCREENSHOTS:-$(CURDIR)/.screenshots}" \
+		$(BIN)/python -m pytest -m ops tests/ops $(ARGS)
 
 # Fresh seeds for some minutes, then the planted bugs, with their table in docs/reliability.md: half an hour and more.
 simulate: .venv/.test

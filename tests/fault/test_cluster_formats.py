@@ -78,6 +78,7 @@ def newer_notes(data: Path) -> str:
     columns = "applied_index, stamp_ms, digest, point_index, point, counters, notes"
     connection = apsw.Connection(str(data / "spool" / "queue.db"))
     (row,) = connection.execute(f"SELECT {columns} FROM meta").fetchall()  # noqa: S608
+    assert isinstance(row[-1], bytes)
     notes = msgspec.msgpack.decode(row[-1])
     assert notes[0] <= NOTES_VERSION
     changed = (*row[:-1], msgspec.msgpack.encode([NOTES_VERSION + 1, *notes[1:]]))

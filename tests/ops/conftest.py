@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("websockets") else ["test_page.py"]
+collect_ignore = [] if find_spec("websockets") else ["test_page.py", "test_haproxy.py"]

@@ -17,9 +17,9 @@ from typing import Self
 import pytest
 
 from smtpraft.cli.client import Client
-from smtpraft.cli.demo.nodes import DemoCluster, free_ports
+from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, free_ports
 
-from .programs import needed
+from .programs import needed, screenshots
 
 pytestmark = [pytest.mark.ops, pytest.mark.timeout(240)]
 
@@ -114,10 +114,28 @@ def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait()
 
 
+def photograph(tmp_path: Path, seen_from: DemoNode, rows: str, state: str, photo: Path) -> None:
+    """Open the page of `seen_from`; keep a picture of it once these rows of nodes (empty: all) have this state."""
+    from .browser import browser
+
+    directory = tmp_path / photo.stem
+    directory.mkdir()
+    with browser(directory) as page:
+        page.look(1360, 900)
+        page.open(f"http://127.0.0.1:{seen_from.admin_port}/")
+        states = f"[...document.querySelectorAll('#node-rows tr{rows}')].map(row => row.dataset.state)"
+        page.wait(f"{states}.length === {1 if rows else 3} && {states}.every(each => each === '{state}')")
+        time.sleep(1)
+        assert page.complaints == []
+        page.photograph(photo)
+
+
 async def test_no_client_hears_of_a_rolling_restart(
     haproxy: str, tmp_path: Path, ended: list[subprocess.Popen[bytes]]
 ) -> None:
+    needed("chromium", "chromium")
     cluster = Balanced(tmp_path)
+    where = screenshots(tmp_path)
     try:
         await cluster.start()
         ended.append(cluster.balance(haproxy))
@@ -129,10 +147,17 @@ async def test_no_client_hears_of_a_rolling_restart(
             leader = await cluster.leader()
             for victim in (leader, *(node for node in cluster.nodes if node is not leader)):
                 assert victim.process is not None
+                seen_from = next(node for node in cluster.nodes if node is not victim)
                 victim.process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(victim.process.wait, STOP_S) == 0
+                photo = where / f"rolling-{victim.id}-away.png"
+                await asyncio.to_thread(
+                    photograph, tmp_path, seen_from, f"[data-node={victim.id}]", "unreachable", photo
+                )
                 await cluster.restart(victim)
                 await asyncio.sleep(1.5)
+            photo = where / "rolling-over.png"
+            await asyncio.to_thread(photograph, tmp_path, cluster.nodes[0], "", "up", photo)
         assert senders.errors == Counter()
         assert len(set(senders.accepted)) == len(senders.accepted) > before + 50
         print(f"\naccepted={len(senders.accepted)} errors=0 longest_s={max(senders.waits_s):.2f}")

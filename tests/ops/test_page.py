@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import smtplib
 import time
@@ -17,19 +16,13 @@ from smtpraft.cli.demo.nodes import DemoNode
 from tests.fault.cluster import Stage
 
 from .browser import Page, browser
+from .programs import screenshots
 
 pytestmark = [pytest.mark.ops, pytest.mark.timeout(240)]
 
 NOTICED_S: Final = 2.0
 EVIL: Final = "<script>window.hacked=1</script><img src=x onerror=window.hacked=2>"
 EVIL_ADDRESS: Final = '"<script>window.hacked=3</script>"@evil.example'
-
-
-def shots(tmp_path: Path) -> Path:
-    """Return where screenshots go: SMTPRAFT_SCREENSHOTS, or beside the other output of the test."""
-    directory = Path(os.environ.get("SMTPRAFT_SCREENSHOTS", tmp_path / "screenshots"))
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def send_evil(port: int) -> None:
@@ -40,7 +33,7 @@ def send_evil(port: int) -> None:
 
 
 async def test_the_page_shows_a_live_cluster_and_a_dead_node_within_two_seconds(tmp_path: Path) -> None:
-    where = shots(tmp_path)
+    where = screenshots(tmp_path)
     routes = "refused.example=smtp://127.0.0.1:1,*={sink}"
     async with Stage(tmp_path, start=False) as stage:
         sink = f"smtp://127.0.0.1:{stage.cluster.nodes[0].cluster_port - 1}"
