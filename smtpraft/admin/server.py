@@ -72,7 +72,9 @@ class AdminNode(MemberNode, Protocol):
 
 
 class Admin:
-    """Answers for one node. `draining` is set by the daemon when it begins to stop."""
+    """Answers for one node. `draining` is set by the daemon when it begins to stop; `ready` says whether a majority
+    is in contact, or was until a moment ago.
+    """
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Admin:
         client: SpoolClient,
         keys: KeyValues,
         *,
+        ready: Callable[[], bool],
         digest: Callable[[], tuple[str, int]],
         compiled: bool,
         metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
@@ -105,6 +108,7 @@ class Admin:
         self._client = client
         self._key_handlers = KeyHandlers(keys)
         self._member_handlers = MemberHandlers(node)
+        self._ready = ready
         self._digest = digest
         self._compiled = compiled
         self._metrics = metrics
@@ -223,7 +227,7 @@ class Admin:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         room = self._node.status().disk not in ("full", "read-only")
-        checks = {"quorum": self._node.has_quorum(), "room": room, "not-draining": not self.draining}
+        checks = {"quorum": self._ready(), "room": room, "not-draining": not self.draining}
         for excluded in request.query.getall("exclude", []):
             checks.pop(excluded, None)
         ready = all(checks.values())

@@ -129,6 +129,7 @@ class Daemon:
         self._term = 0
         self._signalled_at: float | None = None
         self._quorum_seen_at = -QUORUM_GRACE_S
+        self._quorum_met = False
         self._delivery_error: asyncio.Future[BaseException]
 
     async def run(self) -> int:
@@ -233,6 +234,7 @@ class Daemon:
                 self.node,
                 self.client,
                 self.keys,
+                ready=self._ready_for_all,
                 digest=self.machine.digest_now,
                 compiled=COMPILED,
                 metrics=[self._metrics],
@@ -316,6 +318,7 @@ class Daemon:
         while True:
             if self.node.has_quorum():
                 self._quorum_seen_at = loop.time()
+                self._quorum_met = True
             self._term = self.node.status().term  # for the log of messages: not asked for with every line
             await asyncio.sleep(QUORUM_SAMPLE_S)
 
@@ -345,6 +348,12 @@ class Daemon:
         if self.node.has_quorum():
             return True
         return asyncio.get_running_loop().time() - self._quorum_seen_at < QUORUM_GRACE_S
+
+    def _ready_for_all(self) -> bool:
+        """May a balancer send clients here? As `_ready`, or an election would take all nodes out at once, and close
+        the door to clients that it should let wait; but not before there was a majority at all.
+        """
+        return self.node.has_quorum() or (self._quorum_met and self._ready())
 
     def _metrics(self) -> Iterable[Metric]:
         yield build_info(COMPILED, self.config.node.loop)

@@ -187,6 +187,7 @@ class Bench:
             self.node,
             self.queue,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]  # the map has tests of its own
+            ready=lambda: self.node.quorum,
             digest=lambda: ("abcd", 64),
             compiled=True,
             metrics=[
@@ -351,6 +352,7 @@ def test_without_a_token_only_loopback_is_served() -> None:
             FakeNode(),
             FakeQueue(),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
+            ready=lambda: False,
             digest=lambda: ("", 0),
             compiled=False,
         )

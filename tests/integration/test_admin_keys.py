@@ -38,6 +38,7 @@ class House:
             self.node,
             SpoolClient(self.node, machine),
             self.keys,
+            ready=self.node.has_quorum,
             digest=machine.digest_now,
             compiled=True,
             token=token,

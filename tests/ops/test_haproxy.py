@@ -169,3 +169,29 @@ async def test_no_client_hears_of_a_rolling_restart(
         assert "client=127.0.0.1" in logs
     finally:
         await cluster.stop()
+
+
+async def test_a_leader_that_dies_costs_no_more_than_the_sessions_it_had(
+    haproxy: str, tmp_path: Path, ended: list[subprocess.Popen[bytes]]
+) -> None:
+    """An election makes no node unready: the other sessions wait for it, and new ones find an open door."""
+    cluster = Balanced(tmp_path)
+    try:
+        await cluster.start()
+        ended.append(cluster.balance(haproxy))
+        await asyncio.sleep(1)
+        with Senders(cluster.port) as senders:
+            await asyncio.sleep(2)
+            victim = await cluster.leader()
+            victim.kill()
+            killed = len(senders.accepted)
+            for _ in range(100):
+                up = [f"127.0.0.1:{node.admin_port}" for node in cluster.nodes if node.running]
+                answers = [await asyncio.to_thread(Client([]).ask, each, "GET", "/readyz") for each in up]
+                assert [answer.status for answer in answers] == [200, 200]
+                await asyncio.sleep(0.02)
+        assert sum(senders.errors.values()) <= CLIENTS, senders.errors
+        assert len(senders.accepted) > killed + 20
+        print(f"\naccepted={len(senders.accepted)} errors={senders.errors}")
+    finally:
+        await cluster.stop()
