@@ -49,6 +49,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str = "smtpraft"
     listen: str = "127.0.0.1:5001"  # not opened by a node without peers, join and secret_file
+    advertise: str = ""  # where the others reach `listen`; empty: there, or at the address that they dialled
     peers: list[str] = []
     join: list[str] = []
     secret_file: str = ""

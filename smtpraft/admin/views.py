@@ -26,6 +26,7 @@ def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[str, i
         "leader_id": status.leader_id or None,
         "has_quorum": status.has_quorum,
         "abstains": status.abstains,
+        "receiving_snapshot": _progress_view(status.snapshot),
         "disk": status.disk,
         "election": status.election,
         "first_index": status.first_index,
@@ -58,7 +59,15 @@ def _peer_view(peer: PeerStatus) -> JsonObject:
         "round_trip_ms": peer.round_trip_ms,
         "disk_lag_ms": peer.disk_lag_ms,
         "disk_full": peer.disk_full,
+        "sending_snapshot": _progress_view(peer.snapshot),
     }
+
+
+def _progress_view(progress: tuple[int, int] | None) -> JsonObject | None:
+    if progress is None:
+        return None
+    done, size = progress
+    return {"bytes": done, "of_bytes": size, "percent": done * 100 // size if size else 100}
 
 
 def message_view(message: MessageInfo) -> JsonObject:

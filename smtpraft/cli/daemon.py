@@ -40,7 +40,7 @@ from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
 from smtpraft.cli.manager import START_STEP_S, ServiceManager
 from smtpraft.cli.observing import Observing
 from smtpraft.cli.reload import compare
-from smtpraft.cluster.addresses import parse_listen, parse_peers
+from smtpraft.cluster.addresses import parse_advertise, parse_listen, parse_peers
 from smtpraft.cluster.joining import CannotJoin
 from smtpraft.cluster.node import Node
 from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
@@ -81,13 +81,14 @@ def node_options(config: Config, secret: bytes | None) -> NodeOptions:
     node_id = parse_node_id(config.node.id)
     others = parse_peers(cluster.peers, node_id)
     shared = {field.name for field in dataclasses.fields(NodeOptions)} & set(cluster.__struct_fields__)
-    given = {name: getattr(cluster, name) for name in shared - {"listen", "peers", "join"}}
+    given = {name: getattr(cluster, name) for name in shared - {"listen", "advertise", "peers", "join"}}
     return NodeOptions(
         node_id=node_id,
         data_dir=str(Path(config.node.data_dir).resolve()),
         cluster_id=derive_cluster_id(cluster.name, [node_id, *(peer.id for peer in others)]),
         cluster_name=cluster.name,
         listen=parse_listen(cluster.listen),
+        advertise=parse_advertise(cluster.advertise) if cluster.advertise else None,
         peers=others,
         join=tuple(parse_listen(text, "cluster.join") for text in cluster.join),
         secret=secret,

@@ -87,7 +87,17 @@ def _row(endpoint: str, facts: Json) -> list[object]:
         shown[2] = f"{shown[2]} (abstains)"
     if facts.get("disk") not in (None, "ok"):
         shown[2] = f"{shown[2]} (disk {facts.get('disk')})"
+    if incoming := facts.get("receiving_snapshot"):
+        shown[2] = f"{shown[2]} (snapshot {_percent(incoming)})"
+    peers = facts.get("peers")
+    for peer, known in peers.items() if isinstance(peers, dict) else ():
+        if isinstance(known, dict) and (outgoing := known.get("sending_snapshot")):
+            shown[2] = f"{shown[2]} (snapshot to {peer} {_percent(outgoing)})"
     return [endpoint, *shown, held, waiting, "-" if compiled is None else "yes" if compiled else "no"]
+
+
+def _percent(progress: object) -> str:
+    return f"{progress.get('percent')}%" if isinstance(progress, dict) else "?"
 
 
 def health(client: Client, arguments: Namespace) -> int:

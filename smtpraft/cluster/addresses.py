@@ -86,6 +86,21 @@ def parse_listen(address: str, setting: str = "cluster.listen") -> tuple[str, in
     return split_address(address.strip(), f"{setting}: {address!r}")
 
 
+def parse_advertise(address: str) -> tuple[str, int]:
+    """Return (host, port) of `cluster.advertise`: a name or one address, and a port, that others can dial.
+
+    Raises:
+        ConfigError: it is not HOST:PORT, or nobody could dial it.
+    """
+    host, port = parse_listen(address, "cluster.advertise")
+    if not port or host in {"", "0.0.0.0", "::", "*"}:  # noqa: S104 -- refused, not listened on
+        raise ConfigError(
+            f"cluster.advertise: {address!r} is nothing to dial; name the address and port at which the other nodes "
+            "reach this one"
+        )
+    return host, port
+
+
 def format_address(host: str, port: int) -> str:
     """Return `host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -15,10 +15,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from smtpraft.cluster import preference
 from smtpraft.cluster.addresses import parse_peer
 from smtpraft.cluster.asking import NoAnswer, ask
+from smtpraft.cluster.disk_health import DiskState
 from smtpraft.cluster.members import Member, encode_context
 from smtpraft.cluster.requests import Arguments, Declined
+from smtpraft.cluster.steward import LAG_ENTRIES_MAX
 from smtpraft.config import ConfigError
 from smtpraft.consensus import ChangeSingle, ChangeType, ConfChangeV2, ProposalDropped, Role
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Removed
@@ -83,6 +86,8 @@ class Changes:
             case "transfer":
                 to = arguments.get("to")
                 return await self._transfer(NodeId(to) if isinstance(to, str) and to else None)
+            case preference.OPERATION:
+                return await self._prefer(arguments)
             case "add":
                 return await self._changing(self._add(_texts(arguments), arguments.get("learner") is not True))
             case "promote":
@@ -94,6 +99,19 @@ class Changes:
                 node = self._node(arguments)
                 return await self._changing(self._replace(node, address if isinstance(address, str) else "", force))
         raise Declined(f"{operation!r} is nothing that this release can do")
+
+    async def seek(self) -> None:
+        """Ask for leadership whenever this node is preferred to who has it. Does not return."""
+        driver, core = self._driver, self._driver.core
+        seeker = preference.Preference(driver.id, driver.options.election_priority, self.request)
+        while True:
+            await asyncio.sleep(preference.LOOK_EVERY_S)
+            now = monotonic()
+            behind = core.commit_index - driver.applier.applied_index
+            able = driver.id in core.conf_state.voters and not core.abstains and now >= driver.stand_aside_until
+            well = able and driver.disk.state is DiskState.OK and behind <= LAG_ENTRIES_MAX
+            if seeker.due(now, core.leader_id, well=well):
+                await seeker.ask(now)
 
     # ---- what can be asked for --------------------------------------------------------------------------------------
 
@@ -119,6 +137,16 @@ class Changes:
                 }
             )
         return rows
+
+    async def _prefer(self, arguments: Arguments) -> object:
+        driver, now = self._driver, monotonic()
+        node = NodeId(str(arguments.get("node")))
+        own, led_for_s = driver.options.election_priority, now - driver.leader_since
+        chosen = preference.weigh(arguments, own, led_for_s, driver.enrolment.steward.lags(node, now))
+        if isinstance(chosen, int):
+            return chosen
+        log.info("handing over to a preferred node to=%s priority=%s own=%d", node, arguments.get("priority"), own)
+        return await self._transfer(chosen)
 
     async def _add(self, wanted: Sequence[str], promote: bool) -> list[str]:
         members = [await self._stranger(text, promote) for text in wanted]

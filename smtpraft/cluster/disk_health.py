@@ -23,7 +23,7 @@ from smtpraft.cluster.heartbeats import NO_ROOM_BIT, Heartbeats
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.consensus import RawNode, Role
 from smtpraft.storage import WalWriter
-from smtpraft.storage.room import Ballast, Room, look
+from smtpraft.storage.room import READ_ONLY, Ballast, Room, look
 from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ class DiskHealth:
     def state(self) -> DiskState:
         """What is the matter, the worst first."""
         if self._short:
-            return DiskState.READ_ONLY if self._room is not None and self._room.read_only else DiskState.FULL
+            read_only = self._writer.read_only or (self._room is not None and self._room.read_only)
+            return DiskState.READ_ONLY if read_only else DiskState.FULL
         return DiskState.SLOW if self._slow_since else DiskState.OK
 
     @property
@@ -122,11 +123,13 @@ class DiskHealth:
         if self._short:
             reserve_bytes += reserve_bytes // 4  # or a node at the edge would change its mind with every message
         short = self._room.short_of(reserve_bytes) if self._room is not None else ""
-        if self._writer.waiting_for_room:
+        if self._writer.read_only:
+            short = READ_ONLY  # not every file system says so when it is asked
+        elif self._writer.waiting_for_room:
             short = short or "the log has no room for another segment"
         elif self._applier.waiting_for_room:
             short = short or "the state machine has no room"
-        if bool(short) != bool(self._short):
+        if bool(short) != bool(self._short) or (short == READ_ONLY) != (self._short == READ_ONLY):
             if short:
                 log.warning("disk short of room, no new mail is taken reason=%r directory=%s", short, self._directory)
             else:

@@ -106,12 +106,11 @@ class Driver:
         self._clock = StampClock()
         self._turned: asyncio.Future[None] | None = None
         self._applying: deque[Message] = deque()
-        self._role = Role.FOLLOWER
-        self._leader = NO_NODE
+        self._role, self._leader = Role.FOLLOWER, NO_NODE
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_tick = self._next_judgement = self._next_sweep = 0.0
         self._leader_started_index = self._newest_stamp = 0
-        self._leader_since = self.stand_aside_until = 0.0
+        self.leader_since = self.stand_aside_until = 0.0
         self._read_lease_s = options.read_lease_ms / 1000
         self.contact_window_s = 2 * options.election_timeout_ms / 1000
 
@@ -164,6 +163,7 @@ class Driver:
             cluster_id=options.cluster_id,
             secret=options.secret,
             listen=options.listen,
+            advertise=options.advertise,
             receiver=self,
             incarnation=secrets.randbits(63),
             directory=identity.facts.incarnation,
@@ -338,13 +338,13 @@ class Driver:
         self._turning = True
         try:
             self.core.stamp = self._clock.now_ms()
-            self._proposing.turn(self._leader_since)
+            self._proposing.turn(self.leader_since)
             self._ask_reads()
             while self.core.has_ready():
                 output = self.core.ready()
                 if output.soft_state is not None:
                     self._role_changed()
-                    self._proposing.turn(self._leader_since)
+                    self._proposing.turn(self.leader_since)
                 for state in output.read_states:
                     self.reads.confirmed(state, self.applier.applied_index)
                 if self.reads.waiting:
@@ -545,7 +545,7 @@ class Driver:
                 self._clock.lead_from(self._newest_stamp)
                 core.stamp = self._clock.now_ms()
                 self._leader_started_index = self.entries.last_index
-                self._leader_since = now
+                self.leader_since = now
                 self.heartbeats.lead(now)
             elif self._role is Role.LEADER:
                 self.heartbeats.follow()
@@ -594,7 +594,7 @@ class Driver:
         if self.core.role is not Role.LEADER:
             return min(self.heartbeats.retain_index, self.durable_index)
         now = monotonic()
-        last_words = self.heartbeats.contact_at if now - self._leader_since > retention.PRESENT_S else lambda _: now
+        last_words = self.heartbeats.contact_at if now - self.leader_since > retention.PRESENT_S else lambda _: now
         return retention.retain_index(
             self.core, last_words, now, self.entries.prev_index, self.snapshots.hold_index(now)
         )

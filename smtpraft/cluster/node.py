@@ -66,6 +66,7 @@ class Node:
         self._wal: Wal | None = None
         self._driver: Driver
         self._started = False
+        self._seeking: asyncio.Task[None] | None = None
         self._started_at = monotonic()
 
     # ---- life -------------------------------------------------------------------------------------------------------
@@ -138,6 +139,12 @@ class Node:
             recovery.torn_bytes,
         )
         await self._driver.start()
+        self._seeking = self._loop.create_task(self._changes.seek(), name="preference")
+        self._seeking.add_done_callback(self._sought)
+
+    def _sought(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._driver.fail(error)
 
     async def stop(self) -> None:
         """Leave in good order: end this node's session so that others take over at once, hand leadership on, close.
@@ -147,6 +154,8 @@ class Node:
         if self._stopping:
             return
         self._stopping = True
+        if self._seeking is not None:
+            self._seeking.cancel()
         if self._started:
             if self._driver.enrolment.roster.has_others and not self._failed.done():
                 await self._leave()
@@ -473,6 +482,7 @@ class Node:
                     round_trip_ms=round(round_trip_s * 1000, 3) if round_trip_s is not None else None,
                     disk_lag_ms=beats.disk_lag_ms.get(peer.id) if leading else None,
                     disk_full=peer.id in beats.short_of_room if leading else None,
+                    snapshot=self._driver.snapshots.sender.progress(peer.id),
                 )
             )
         expires_in_s = self.lease_expires_in_s()
@@ -494,6 +504,7 @@ class Node:
             has_quorum=self.has_quorum(),
             disk=self._driver.disk.state.value,
             abstains=core.abstains,
+            snapshot=self._driver.snapshots.receiver.progress(),
             nodes_up=tuple(sorted(beats.sessions, key=node_order)),
             proposals_pending=len(self._driver.proposals),
             proposals_pending_bytes=self._driver.proposals.pending_bytes,

@@ -25,7 +25,6 @@ URGENT: Final = frozenset(
         MessageType.VOTE_RESP,
         MessageType.PRE_VOTE,
         MessageType.PRE_VOTE_RESP,
-        MessageType.TIMEOUT_NOW,
         MessageType.READ_INDEX,
         MessageType.READ_INDEX_RESP,
     }
@@ -78,7 +77,8 @@ class Outbound:
 
     def send(self, message: Message) -> None:
         """Send `message` (no heartbeat, no answer to one) to its recipient, or tell the core that it is lost."""
-        if message.type is not MessageType.APP:
+        # A TIMEOUT_NOW keeps its place behind the appends before it: its recipient campaigns with what they bring.
+        if message.type is not MessageType.APP and message.type is not MessageType.TIMEOUT_NOW:
             self._send_small(message)
             return
         queue = self._waiting.get(message.to)
@@ -87,6 +87,9 @@ class Outbound:
                 self._unreachable(message.to)
             else:
                 queue.append(message)
+            return
+        if message.type is MessageType.TIMEOUT_NOW:
+            self._send_small(message)
             return
         if not message.entries:
             news = message.commit > self._commit_said.get(message.to, 0)
@@ -151,7 +154,12 @@ class Outbound:
         queue = self._waiting[peer]
         while queue:
             message = queue.popleft()
-            if not self._is_current(message.term) or message.index < self._log.prev_index:
+            if not self._is_current(message.term):
+                continue
+            if message.type is MessageType.TIMEOUT_NOW:
+                self._send_small(message)
+                continue
+            if message.index < self._log.prev_index:
                 continue
             if not message.entries:
                 self._send_append(message, [])

@@ -71,7 +71,8 @@ class Proposing:
         now = self._clock()
         # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
         fresh = now - max(self._heartbeats.quorum_contact_at(now), leader_since) <= self._contact_window_s
-        payloads = self._proposals.take(now, core.term) if fresh else []
+        # So too while leadership is on its way to another: what is taken now would be dropped.
+        payloads = self._proposals.take(now, core.term) if fresh and not core.hands_over else []
         payloads += self._forwarded
         if payloads:
             try:

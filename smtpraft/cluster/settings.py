@@ -62,6 +62,8 @@ class NodeOptions:
     lease_reads: bool = False
     snapshot_bytes_per_s: int = 64 * 1024 * 1024
     """Of all snapshots that this node sends, together; 0: as fast as it goes."""
+    advertise: tuple[str, int] | None = None
+    """Where the other nodes reach this one, if that is not `listen`; None: that, or what they dialled."""
 
     @property
     def has_company(self) -> bool:

@@ -73,6 +73,11 @@ class SnapshotReceiver:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="snapshot-receive")
         self._task.add_done_callback(self._ended)
 
+    def progress(self) -> tuple[int, int] | None:
+        """Return (bytes that are here, bytes there are) of what is being received; None: nothing is."""
+        part = self._part
+        return (part.offset, part.info.size_bytes) if part is not None else None
+
     async def close(self) -> None:
         """Take no more; what was received stays for the next run."""
         if self._task is not None:

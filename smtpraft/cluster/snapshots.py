@@ -166,7 +166,7 @@ class Snapshots:
             report=lambda peer, ok: self._guard(lambda: self._core.report_snapshot(peer, ok)),
             is_current=lambda term: self._core.term == term and self._core.role is Role.LEADER,
         )
-        self._receiver = SnapshotReceiver(
+        self.receiver = SnapshotReceiver(
             files,
             self._disk,
             answer=self._answer,
@@ -181,21 +181,21 @@ class Snapshots:
         """Begin to take part."""
         self._core = core
         self._transport = transport
-        self._receiver.start()
+        self.receiver.start()
 
     async def close(self) -> None:
         """End transfers and what is being made. What was received in part stays."""
         if self._task is not None:
             self._task.cancel()
         await self.sender.close()
-        await self._receiver.close()
+        await self.receiver.close()
         # A copy in the making is short work next to a restart; there is no safe way to break into SQLite's.
         await asyncio.to_thread(self._maker.shutdown, wait=True, cancel_futures=True)
         await asyncio.to_thread(self._disk.shutdown, wait=True)
 
     def times(self) -> dict[str, Durations]:
         """Return how long snapshots took to `save` here, to `send`, to `receive`."""
-        return {"save": self.made, "send": self.sender.times, "receive": self._receiver.times}
+        return {"save": self.made, "send": self.sender.times, "receive": self.receiver.times}
 
     # ---- for the compaction -----------------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class Snapshots:
         if kind == FRAME_SNAPSHOT_HAVE:
             self.sender.have(peer, decode_have(head, tail))
         else:
-            self._receiver.received(peer, kind, head, tail)
+            self.receiver.received(peer, kind, head, tail)
 
     async def _connect(self, peer: NodeId) -> Pipe | None:
         return await self._transport.open_channel(peer, Channel.SNAPSHOT)

@@ -21,6 +21,8 @@ class PeerStatus:
     round_trip_ms: float | None = None
     disk_lag_ms: int | None = None
     disk_full: bool | None = None
+    snapshot: tuple[int, int] | None = None
+    """Bytes that it has, and bytes there are, of the snapshot that this node is sending to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class NodeStatus:
     """`ok`, `slow`, `full` or `read-only`; see `DiskState`."""
     abstains: bool
     """Its disk lost part of the log, and it has not got it back yet: it neither votes nor leads."""
+    snapshot: tuple[int, int] | None
+    """Bytes that are here, and bytes there are, of the snapshot that it is being sent."""
     nodes_up: tuple[NodeId, ...]
     proposals_pending: int
     proposals_pending_bytes: int

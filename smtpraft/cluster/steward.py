@@ -73,7 +73,7 @@ class Steward:
         for node in self._steady_since.keys() - set(learners):
             del self._steady_since[node]
         for node in learners:
-            if self._lags(node, now):
+            if self.lags(node, now):
                 self._steady_since.pop(node, None)
             else:
                 self._steady_since.setdefault(node, now)
@@ -88,13 +88,13 @@ class Steward:
     def waits_for(self, node: NodeId) -> str:
         """Return why the learner `node` has no vote yet; empty if nothing but its turn is missing."""
         now = monotonic()
-        reason = self._lags(node, now)
+        reason = self.lags(node, now)
         if not reason and now - self._steady_since.get(node, now) < STEADY_S:
             reason = f"it has kept up for less than {STEADY_S:g} s"
         return reason
 
-    def _lags(self, node: NodeId, now: float) -> str:
-        """Return what a learner lacks."""
+    def lags(self, node: NodeId, now: float) -> str:
+        """Return what a learner lacks for its vote, or a voter for leadership; empty if nothing."""
         row = self._core.progress(node)
         if row is None or not self._transport.connected(node):
             return "it cannot be reached"

@@ -66,6 +66,7 @@ class Transport:
         cluster_id: bytes,
         secret: bytes | None,
         listen: tuple[str, int],
+        advertise: tuple[str, int] | None = None,
         receiver: Receiver,
         incarnation: int,
         peers: Sequence[Peer] = (),
@@ -79,6 +80,7 @@ class Transport:
         on_failure: Callable[[Exception], None] | None = None,
         jitter: random.Random | None = None,
     ) -> None:
+        known = advertise or (listen if is_explicit(listen[0]) and listen[1] else None)
         self._identity = Identity(
             node_id,
             cluster_id,
@@ -86,7 +88,7 @@ class Transport:
             secret,
             directory=directory,
             takes_part=takes_part,
-            address=format_address(*listen) if is_explicit(listen[0]) and listen[1] else "",
+            address=format_address(*known) if known else "",
         )
         self._listen = listen
         self._receiver = receiver

@@ -19,7 +19,7 @@ from smtpraft.fastlog import (
     ENTRY_NORMAL,
     Compacted,
 )
-from smtpraft.types import NO_NODE, NodeId
+from smtpraft.types import NO_NODE
 
 if TYPE_CHECKING:
     from smtpraft.consensus.progress import Progress
@@ -258,8 +258,8 @@ def _on_append_response(raft: Raft, message: Message) -> None:
         return
     while progress.next_index <= raft.log.last_index and maybe_send_append(raft, progress, if_empty=False):
         pass
-    if message.sender == raft.transferee and progress.match_index == raft.log.last_index:
-        _send_timeout_now(raft, message.sender)
+    if message.sender == raft.transferee:
+        _hand_over_if_sent(raft, progress)
 
 
 # Heartbeats and the quorum.
@@ -391,15 +391,23 @@ def _on_transfer_leader(raft: Raft, message: Message) -> None:
         return
     raft.election_elapsed = 0
     raft.transferee = target
-    if progress.match_index == raft.log.last_index:
-        _send_timeout_now(raft, target)
-    else:
+    if progress.match_index < raft.log.last_index:
         maybe_send_append(raft, progress, if_empty=True)
+    _hand_over_if_sent(raft, progress)
 
 
-def _send_timeout_now(raft: Raft, to: NodeId) -> None:
-    raft.handed_over = True
-    raft.send(Message(MessageType.TIMEOUT_NOW, to=to))
+def _hand_over_if_sent(raft: Raft, progress: Progress) -> None:
+    """Let the transferee campaign if it has everything, or everything it lacks has been sent to it.
+
+    This message follows those appends on the same connection, so that it campaigns with all of them in its log, and
+    syncs them together with its own vote: one sync and one round trip less than to wait for its answer. Its log is no
+    shorter for that when the voters compare it (Raft §5.4.1), and its own vote does not count before all is stored.
+    """
+    log = raft.log
+    sent = progress.state is REPLICATE and progress.next_index > log.last_index and not raft.config.as_reference
+    if sent or progress.match_index == log.last_index:
+        raft.handed_over = True
+        raft.send(Message(MessageType.TIMEOUT_NOW, to=progress.id))
 
 
 HANDLERS: Final[dict[MessageType, Callable[[Raft, Message], None]]] = {

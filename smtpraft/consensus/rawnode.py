@@ -293,6 +293,11 @@ class RawNode:
         tracker = self.raft.tracker
         return frozenset(node for node in tracker.membership.voters if tracker.progress[node].recent_active)
 
+    @property
+    def hands_over(self) -> bool:
+        """Is leadership on its way to another? Proposals are dropped until it is there, or given up."""
+        return bool(self.raft.transferee)
+
     def status(self) -> Status:
         """Return everything an operator may want to see."""
         raft, raftlog = self.raft, self.raft.raftlog

@@ -145,9 +145,13 @@ class SpoolMachine:
             applied_index = items[-1].index if items else self._applied_index
             store.set_meta(applied_index, stamp_ms, digest, newest, counters_json.decode(), notes)
             store.commit()
-        except apsw.FullError as error:
+        except (apsw.FullError, apsw.IOError) as error:
+            refused = isinstance(error, apsw.FullError) or store.refused(error)
             self._undo()
-            raise SpoolFull(f"{self._path}: {error}") from error
+            if not refused:
+                raise
+            reason = error if isinstance(error, apsw.FullError) else "the file system is read-only"
+            raise SpoolFull(f"{self._path}: {reason}") from error
         except NewerCommand as error:
             self._undo()
             raise SpoolNewer(self._path, f"{error}: upgrade this node") from error

@@ -12,6 +12,7 @@ to rows that are at rest: `sums`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.resources
 import os
 from collections.abc import Iterator, Sequence
@@ -211,6 +212,15 @@ class Store:
 
     def begin(self) -> None:
         self._cursor.execute("BEGIN IMMEDIATE")
+
+    def refused(self, error: apsw.Error) -> bool:
+        """Was `error` a write that a read-only file system refused? SQLite undoes the transaction, as on a full disk.
+
+        A sync that fails is something else: what was written before may be gone, and to ask again would get a lie.
+        """
+        assert self._connection is not None, "the database is open"
+        failed_write = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_WRITE
+        return failed_write and self._connection.system_errno == errno.EROFS
 
     def commit(self) -> None:
         self._cursor.execute("COMMIT")

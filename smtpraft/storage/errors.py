@@ -42,6 +42,10 @@ class WalFull(SmtpRaftError):
     """There is no room for the next segment. Nothing was written; the same write may succeed later."""
 
 
+class WalReadOnly(WalFull):
+    """The file system is read-only, and refused a write as a whole. The same write may succeed later."""
+
+
 class DirectoryInUse(SmtpRaftError):
     """Another process works in this data directory."""
 

@@ -4,8 +4,10 @@ A log that lost a synced batch still shows an earlier state of itself, and canno
 whether a segment came after the last one that is here. This file can. It is written and synced before the log says the
 same, so no answer ever leaves that it does not cover.
 
-The file `promises` has two slots, each a page of 4096 bytes. Both are written, one after the other, each with a sync:
-whichever is torn or damaged, the other one has all that was promised when an answer left.
+The file `promises` has two slots, each a page of 4096 bytes. They are written one after the other, each with a sync,
+the older one first: whichever is torn, the other one has all that was promised when an answer left. Whichever is
+damaged, too, but for a moment: a vote, for which others wait, is written to one slot before the answer and to the
+other one when the log is idle, or some batches later; until then the log's own page and that slot are the two copies.
 
 Slot, big endian, zeros after the fields:
     magic u8[8] | crc u32 | version u32 | number u64 | term u64 | segment u64 | floor u64 | base_index u64 |
@@ -24,6 +26,7 @@ Slot, big endian, zeros after the fields:
 
 from __future__ import annotations
 
+import errno
 import struct
 from dataclasses import dataclass, replace
 from typing import Final
@@ -31,11 +34,12 @@ from typing import Final
 from smtpraft.fastlog import crc32c
 from smtpraft.storage.batch import VOTE_BYTES_MAX
 from smtpraft.storage.disk import Disk, File
-from smtpraft.storage.errors import WalNewer
+from smtpraft.storage.errors import WalNewer, WalReadOnly
 
 PROMISES_FILE: Final = "promises"
 PROMISES_VERSION: Final = 1
 SLOT_BYTES: Final = 4096
+BEHIND_MAX: Final = 64  # batches under load, a few tenths of a second: a log that is idle writes both at once
 
 _MAGIC: Final = b"SMTPRPRO"
 _PREFIX: Final = struct.Struct(">8sI")
@@ -60,10 +64,12 @@ class Promise:
 class Promises:
     """The file of one node, open. Not for several threads at a time."""
 
-    def __init__(self, file: File, current: Promise | None) -> None:
-        """For `open`."""
+    def __init__(self, file: File, current: Promise | None, slot: int, alike: bool) -> None:
+        """For `open`. `slot`: where `current` is; `alike`: so is the other one."""
         self._file = file
         self._current = current
+        self._slot = slot
+        self._behind = 0 if alike else 1
 
     @classmethod
     def open(cls, disk: Disk, directory: str) -> Promises:
@@ -89,7 +95,7 @@ class Promises:
         try:
             file.sync()
             file.drop_cache()
-            return cls(file, _read(file))
+            return cls(file, *_read(file))
         except BaseException:
             file.close()
             raise
@@ -99,27 +105,47 @@ class Promises:
         """What was promised last; None if that cannot be told: the file is new, or damaged."""
         return self._current
 
-    def update(self, durable: int, **changes: int | str) -> None:
+    def update(self, durable: int, *, soon: bool = False, **changes: int | str) -> None:
         """Make these fields of the promise durable, unless they are. `durable` is noted on the occasion, or alone.
 
+        `soon`: in one slot, and in the other one with one of the next `BEHIND_MAX` calls, or the next without `soon`.
+
         Raises:
-            OSError: as `write`.
+            WalReadOnly, OSError: as `write`.
         """
         wanted = replace(self._current or Promise(), **changes)  # type: ignore[arg-type]
         if wanted != self._current or (not changes and wanted.durable != durable):
-            self.write(replace(wanted, durable=durable))
+            self.write(replace(wanted, durable=durable), soon=soon)
+        elif self._behind:
+            self._behind += 1
+            if not soon or self._behind > BEHIND_MAX:
+                self._put(wanted, 1 - self._slot)
+                self._behind = 0
 
-    def write(self, promise: Promise) -> None:
-        """Make a promise durable.
+    def write(self, promise: Promise, *, soon: bool = False) -> None:
+        """Make a promise durable; `soon`: see `update`.
 
         Raises:
+            WalReadOnly: the file system is read-only, and took nothing; the same may be promised again later.
             OSError: the disk failed; what is stored is unknown.
         """
         promise = replace(promise, number=self._current.number + 1 if self._current is not None else 1)
-        for slot in (0, 1):
+        # The older slot first: a torn write leaves what was promised before.
+        slot = 1 - self._slot
+        self._put(promise, slot)
+        self._current, self._slot, self._behind = promise, slot, 1
+        if not soon:
+            self._put(promise, 1 - slot)
+            self._behind = 0
+
+    def _put(self, promise: Promise, slot: int) -> None:
+        try:
             self._file.pwritev([encode_promise(promise)], slot * SLOT_BYTES)
-            self._file.sync()
-        self._current = promise
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise WalReadOnly(f"could not write the promises: {error.strerror}") from error
+            raise
+        self._file.sync()
 
     def close(self) -> None:
         """Close the file. Harmless a second time."""
@@ -169,7 +195,8 @@ def decode_promise(slot: bytes) -> Promise | None:
     return Promise(term, vote[:length].decode(), segment, floor, base_index, base_term, abstain_term, durable, number)
 
 
-def _read(file: File) -> Promise | None:
-    """Return the newest sound slot, None if neither is sound."""
-    found = [decode_promise(file.pread(SLOT_BYTES, number * SLOT_BYTES)) for number in (0, 1)]
-    return max((each for each in found if each is not None), key=lambda promise: promise.number, default=None)
+def _read(file: File) -> tuple[Promise | None, int, bool]:
+    """Return the newest sound slot, None if neither is sound, its number, and whether the other one says the same."""
+    slots = [decode_promise(file.pread(SLOT_BYTES, number * SLOT_BYTES)) for number in (0, 1)]
+    slot = max((0, 1), key=lambda number: found.number if (found := slots[number]) is not None else -1)
+    return slots[slot], slot, slots[0] == slots[1]

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 BALLAST_FILE: Final = "ballast"
 BALLAST_BYTES: Final = 8 * 1024 * 1024
 THROW_OFF_BYTES: Final = 256 * 1024
+READ_ONLY: Final = "the file system is read-only"
 INODES_MIN: Final = 64  # a log that rolls, a database, a snapshot and its parts need a handful
 
 
@@ -31,7 +32,7 @@ class Room:
     def short_of(self, reserve_bytes: int) -> str:
         """Return what there is too little of for new mail, in words; empty if there is enough."""
         if self.read_only:
-            return "the file system is read-only"
+            return READ_ONLY
         if self.free_bytes < reserve_bytes:
             return f"{self.free_bytes} bytes are free, {reserve_bytes} are kept in reserve"
         if self.free_inodes < INODES_MIN:

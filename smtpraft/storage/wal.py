@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Condition, Lock
 from time import perf_counter
 from typing import Final
@@ -36,19 +37,13 @@ from smtpraft.storage.batch import (
     survey,
 )
 from smtpraft.storage.disk import Buffer, Disk
-from smtpraft.storage.errors import WalFailed, WalFull
+from smtpraft.storage.errors import WalFailed, WalFull, WalReadOnly
 from smtpraft.storage.healing import clear_away
 from smtpraft.storage.index import EntryIndex, Extent, compactable, read_extent
 from smtpraft.storage.opening import Found, find
 from smtpraft.storage.promises import Promise
 from smtpraft.storage.recovery import Recovery, Replayed, cut_tail
-from smtpraft.storage.segment import (
-    CLUSTER_ID_BYTES,
-    SEGMENT_HEADER_BYTES,
-    Segment,
-    SegmentHeader,
-    begin_segment,
-)
+from smtpraft.storage.segment import CLUSTER_ID_BYTES, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, begin_segment
 from smtpraft.storage.stats import WalStats
 
 log = logging.getLogger(__name__)
@@ -257,7 +252,7 @@ class Wal:
         segment = self._segments[-1]
         if segment.end_offset + size_bytes + reserve_bytes > segment.header.size_bytes:
             segment = self._roll(SEGMENT_HEADER_BYTES + size_bytes + reserve_bytes)
-        self._promise(term=hard_state.term, vote=hard_state.vote)
+        self._promise(soon=True, term=hard_state.term, vote=hard_state.vote)
         number = self._number + 1
         encoded, crc = encode_header(
             header_of(found, segment.header.salt, number, self._durable, self._floor, self._crc, hard_state)
@@ -283,17 +278,20 @@ class Wal:
         self.stats.batches += 1
         self.stats.bytes_written += size_bytes
 
-    def vouch(self) -> None:
+    def vouch(self) -> bool:
         """Write, without a sync, that the last batch was synced, unless that is written already. For idle moments.
 
-        Else a last batch that is damaged while nothing follows it would be taken for a torn one.
+        Else a last batch that is damaged while nothing follows it would be taken for a torn one. False: a read-only
+        file system refuses it, now.
 
         Raises:
             WalFailed: the disk failed now.
         """
-        with self._write_lock:
+        with self._write_lock, suppress(WalFull):
             if self._failure is None and not self._closed and self._durable == self._number:
                 self._vouch()
+            return True
+        return False
 
     def _vouch(self) -> None:
         segment = self._segments[-1]
@@ -349,17 +347,19 @@ class Wal:
         )
         return begin_segment(self._disk, self._directory, name, header)
 
-    def _promise(self, **changes: int | str) -> None:
-        """Promise what the log is going to say, unless that is promised already."""
+    def _promise(self, *, soon: bool = False, **changes: int | str) -> None:
+        """Promise what the log is going to say, unless that is promised already. `soon`: others wait for the batch."""
         if self._promises is not None:
             try:
-                self._promises.update(self._durable, **changes)
-            except OSError as error:
-                raise self._fail("write the promises beside", self._directory, error) from error
+                self._promises.update(self._durable, soon=soon, **changes)
+            except (OSError, WalFull) as error:
+                if isinstance(error, WalFull) and (soon or not changes):  # It can be repeated.
+                    raise
+                raise self._fail("promise beside", self._directory, error) from error
 
-    def _fail(self, what: str, path: str, error: OSError) -> WalFailed | WalFull:
-        if error.errno == errno.EROFS and what.startswith("write"):
-            return WalFull(f"{path}: {error.strerror}")  # It was refused as a whole, and may be taken later.
+    def _fail(self, what: str, path: str, error: OSError | WalFull) -> WalFailed | WalFull:
+        if what == "write" and isinstance(error, OSError) and error.errno == errno.EROFS:
+            return WalReadOnly(f"{path}: {error.strerror}")  # It was refused as a whole, and may be taken later.
         self._failure = WalFailed(f"could not {what} {path}: {error}")
         log.error("write-ahead log failed action=%r path=%s error=%s", what, path, error)
         return self._failure

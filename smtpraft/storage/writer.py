@@ -23,7 +23,7 @@ from typing import Final
 from smtpraft.errors import Stopped
 from smtpraft.storage.batch import HardState
 from smtpraft.storage.disk import Buffer
-from smtpraft.storage.errors import WalFull
+from smtpraft.storage.errors import WalFull, WalReadOnly
 from smtpraft.storage.group import Done, Submission, gather, write_group
 from smtpraft.storage.stats import WalStats
 from smtpraft.storage.wal import Wal
@@ -84,6 +84,8 @@ class WalWriter:
         self._batch_bytes_max = min(BATCH_BYTES_MAX, wal.batch_bytes_max)
         self._closing = Event()
         self._waiting_for_room = False
+        self.read_only = False
+        """Whether it has stopped because the file system is read-only: that too it waits out."""
         self.pace = Pace()
         self._thread = Thread(target=self._run, name="wal-writer", daemon=True)
         self._thread.start()
@@ -179,8 +181,7 @@ class WalWriter:
             try:
                 self._fetch(timeout_s)
             except Empty:
-                self._wal.vouch()
-                timeout_s = None
+                timeout_s = None if self._wal.vouch() else VOUCH_AFTER_S
         with suppress(Empty):
             while True:
                 self._fetch(0)
@@ -202,10 +203,11 @@ class WalWriter:
                 if not self._waiting_for_room:
                     log.warning("write-ahead log waits for room error=%s", error)
                 self._waiting_for_room = True
+                self.read_only = isinstance(error, WalReadOnly)
                 if self._closing.wait(FULL_RETRY_S):
                     return False
             else:
-                self._waiting_for_room = False
+                self._waiting_for_room = self.read_only = False
                 self.pace.took(monotonic() - began)
                 return True
 

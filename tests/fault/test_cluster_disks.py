@@ -11,10 +11,12 @@ import pytest
 
 from smtpraft.cli.demo.nodes import DemoNode
 from smtpraft.cli.exits import Exit
+from smtpraft.storage.writer import VOUCH_AFTER_S
 
 from .cluster import WAIT_S, Stage, wait_for
 from .figures import Figures
 from .syscalls import Strace
+from .talk import Talk
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
@@ -50,6 +52,42 @@ async def test_a_sync_that_fails_ends_the_node_and_loses_nothing(directory: Path
         await stage.settle()
         stage.check_mail()
         stage.journal.check_sessions()
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+async def test_a_log_that_is_refused_every_write_takes_no_mail_and_resumes_by_itself(
+    directory: Path, figures: Figures, who: str
+) -> None:
+    """A write that a read-only file system refuses as a whole is no failed sync: it is repeated until it is taken."""
+    async with Stage(directory) as stage:
+        leader = await stage.cluster.leader()
+        node = leader if who == "leader" else stage.cluster.others(leader)[0]
+        others = stage.cluster.others(node)
+        async with stage.load(others) as load:
+            await load.wait_acknowledged(60)
+            began = time.monotonic()
+            files = [*log_files(node), node.directory / "data" / "promises"]
+            async with Strace([node], directory / "trace", inject="pwritev2:error=EROFS", only=files):
+                await wait_for(lambda: replies(stage, node, "452 4.3.1 "), "it says 452", 5)
+                figures.add(f"writes refused ({who}): 452 after", [time.monotonic() - began], "s")
+                await wait_for(lambda: led_by_one_of(stage, others), "another leads", 5)
+                await load.wait_acknowledged(60)
+                await asyncio.sleep(2 * VOUCH_AFTER_S)  # the marks of an idle log are refused, too
+                await stage.cluster.queue(node)
+                assert node.running, node.last_words()
+            began = time.monotonic()
+            await wait_for(lambda: replies(stage, node, "250 "), "it takes mail again", 10)
+            figures.add(f"writes refused ({who}): takes mail again after", [time.monotonic() - began], "s")
+            await load.wait_acknowledged(60)
+            await load.finish()
+        await stage.settle()
+        stage.check_mail()
+        stage.journal.check_sessions()
+
+
+async def replies(stage: Stage, node: DemoNode, beginning: str) -> bool:
+    async with Talk(node, stage.journal) as talk:
+        return (await talk.say("MAIL FROM:<a@demo.example>")).startswith(beginning)
 
 
 async def test_a_leader_whose_disk_hangs_is_replaced(directory: Path, figures: Figures) -> None:

@@ -116,6 +116,7 @@ class FakeNode:
             "cluster_id": "ab" * 16,
             "role": self.role,
             "leader_id": NodeId("node-1"),
+            "snapshot": (300, 400),
         }
         facts |= {"voters": voters, "peers": peers, "nodes_up": voters[:2], "election": "raft"}
         facts |= {"lease_held": True, "lease_expires_in_ms": 1900, "has_quorum": self.quorum}
@@ -234,6 +235,8 @@ async def test_status_has_the_promised_fields(bench: Bench) -> None:
     peers: Any = facts["peers"]
     assert (peers["node-2"]["reachable"], peers["node-2"]["match_index"]) == (True, 41)
     assert (peers["node-3"]["reachable"], peers["node-3"]["match_index"]) == (False, None)
+    assert facts["receiving_snapshot"] == {"bytes": 300, "of_bytes": 400, "percent": 75}
+    assert peers["node-2"]["sending_snapshot"] is None
 
 
 async def test_ready_means_able_to_commit_and_not_draining(bench: Bench) -> None:

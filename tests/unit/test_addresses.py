@@ -9,6 +9,7 @@ from smtpraft.cluster.addresses import (
     format_address,
     is_explicit,
     is_loopback,
+    parse_advertise,
     parse_listen,
     parse_peer,
     parse_peers,
@@ -138,3 +139,14 @@ def test_only_one_address_is_fit_to_be_a_source() -> None:
     assert not is_explicit("0.0.0.0")  # noqa: S104 - text
     assert not is_explicit("::")
     assert not is_explicit("node-1")
+
+
+@pytest.mark.parametrize("text", ["mx1.example.org:5001", "192.0.2.7:5001", "[2001:db8::7]:5001"])
+def test_what_is_advertised_can_be_dialled(text: str) -> None:
+    assert format_address(*parse_advertise(text)) == text
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:5001", "[::]:5001", "mx1.example.org:0"])
+def test_what_nobody_can_dial_is_not_advertised(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.advertise"):
+        parse_advertise(text)

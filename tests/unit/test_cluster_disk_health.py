@@ -37,7 +37,11 @@ class Bench:
             transfer_leader=self.handed_to.append,
         )
         self.writer = SimpleNamespace(
-            pace=self.pace, waiting_for_room=False, oldest_unsynced_age_s=lambda: self.age_s, submit=self._submit
+            pace=self.pace,
+            waiting_for_room=False,
+            read_only=False,
+            oldest_unsynced_age_s=lambda: self.age_s,
+            submit=self._submit,
         )
         self.applier = SimpleNamespace(waiting_for_room=False)
         self.beats = SimpleNamespace(disk_lag_ms={N2: 0, N3: 0}, short_of_room=set())

@@ -11,7 +11,7 @@ import pytest
 from smtpraft.fastlog import ENTRY_NORMAL, Log, encode_entries
 from smtpraft.storage import HardState, Recovery, Wal, WalCorrupt
 from smtpraft.storage.healing import DAMAGED_SUFFIX
-from smtpraft.storage.promises import Promise, Promises, decode_promise, encode_promise
+from smtpraft.storage.promises import BEHIND_MAX, SLOT_BYTES, Promise, Promises, decode_promise, encode_promise
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 from smtpraft.storage.spares import LOST_SUFFIX
 
@@ -288,3 +288,43 @@ def test_one_bad_slot_of_promises_takes_nothing_along() -> None:
         promise = Promises.open(damaged_disk, "/data").current
         assert promise is not None
         assert (promise.term, promise.vote) == (3, "n2")
+
+
+def test_a_vote_is_promised_in_one_slot_before_it_is_told_and_in_the_other_soon_after() -> None:
+    """Others wait for it, so it costs two syncs, not three; an idle log, or a busy one soon, writes the other slot."""
+    for busy in (False, True):
+        disk = SimulatedDisk()
+        wal, _ = open_wal(disk)
+        wal.write([], 0, 0, HardState(1, "n1", 0))
+        synced: list[str] = []
+
+        def hook(operation: Operation, synced: list[str] = synced) -> None:
+            if operation.kind == "sync":
+                synced.append(operation.path)
+
+        disk.hook = hook
+        wal.write([], 0, 0, HardState(2, "n3", 0))
+        assert [path.rpartition("/")[2] == "promises" for path in synced] == [True, False]
+        for _ in range(BEHIND_MAX if busy else 0):
+            wal.write([], 0, 0, HardState(2, "n3", 0))
+        if not busy:
+            wal.vouch()
+        content = disk.contents("/data/promises")
+        slots = [decode_promise(content[at : at + SLOT_BYTES]) for at in (0, SLOT_BYTES)]
+        assert [slot and (slot.term, slot.vote) for slot in slots] == [(2, "n3")] * 2
+        disk.hook = None
+        wal.close()
+
+
+def test_a_slot_of_promises_that_is_behind_is_made_good_at_the_next_start() -> None:
+    disk = SimulatedDisk()
+    wal, _ = open_wal(disk)
+    wal.write([], 0, 0, HardState(2, "n3", 0))
+    disk = disk.crash(Outcome.NOTHING)
+    wal, recovery = open_wal(disk)
+    assert (recovery.hard_state.term, recovery.hard_state.vote) == (2, "n3")
+    wal.close()
+    content = disk.contents("/data/promises")
+    assert {
+        (slot.term, slot.vote) for at in (0, SLOT_BYTES) if (slot := decode_promise(content[at : at + SLOT_BYTES]))
+    } == {(2, "n3")}

@@ -23,7 +23,7 @@ WAIT_S = 10
 class Bench:
     """A writer on a simulated disk whose syncs can be held up, and a loop's stand-in that counts what it is handed."""
 
-    def __init__(self, disk: SimulatedDisk | None = None) -> None:
+    def __init__(self, disk: SimulatedDisk | None = None, *, promises: bool = False) -> None:
         self.disk = disk or SimulatedDisk()
         self.log = Log()
         self.wal, _ = Wal.open(
@@ -34,6 +34,7 @@ class Bench:
             log=self.log,
             segment_bytes=1024 * 1024,
             background=False,
+            promises="/wal" if promises else "",
         )
         self.done: list[int] = []
         self.deliveries = 0
@@ -294,3 +295,44 @@ def test_batches_are_counted_by_their_entries() -> None:
     assert stats.entries == 6030
     assert [count for count in stats.batch_counts if count] == [1, 1, 1, 1, 1]
     assert stats.batch_counts[-1] == 1, "more than the last bound"
+
+
+def test_a_log_that_may_not_be_written_waits_and_vouches_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that is refused as a whole is no failed sync; nor is a promise that is refused before it is made."""
+    monkeypatch.setattr("smtpraft.storage.writer.VOUCH_AFTER_S", 0.02)
+    bench = Bench(promises=True)
+    bench.submit(b"a")
+    bench.wait(lambda: bench.done == [1])
+
+    def refuse(operation: Operation) -> None:
+        if operation.kind == "write":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    bench.disk.hook = refuse
+    threading.Event().wait(0.1)  # it is idle: its mark is refused, again and again
+    bench.submit(hard_state=HardState(2, "node-2", 1))
+    assert eventually(lambda: bench.writer.read_only)
+    assert bench.done == [1]
+    bench.disk.hook = None
+    bench.wait(lambda: bench.done == [1, 2])
+    assert eventually(lambda: not bench.writer.read_only)
+    bench.writer.close()
+    assert bench.failures == []
+
+
+@pytest.mark.parametrize("path", ["/wal/promises", ".wal"])
+def test_a_sync_that_a_read_only_file_system_refuses_ends_the_writer(path: str) -> None:
+    bench = Bench(promises=True)
+    bench.submit(b"a")
+    bench.wait(lambda: bench.done == [1])
+
+    def refuse(operation: Operation) -> None:
+        if operation.kind == "sync" and path in operation.path:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    bench.disk.hook = refuse
+    bench.submit(hard_state=HardState(2, "node-2", 1))
+    bench.wait(lambda: bool(bench.failures))
+    bench.writer.close()
+    assert bench.done == [1]
+    assert [type(failure) for failure in bench.failures] == [WalFailed]

@@ -340,13 +340,26 @@ def test_leadership_goes_to_who_has_everything() -> None:
     assert [message.to for message in of_type(solo.outputs(), MessageType.TIMEOUT_NOW)] == [N2]
     with pytest.raises(ProposalDropped):
         solo.core.propose([b"x"])
+    assert solo.core.hands_over
     solo.core.transfer_leader(N1)  # Itself: no transfer.
     solo.core.propose([b"x"])
     solo.settle()
+    solo.core.report_unreachable(N3)  # What was sent to it is probably lost.
     solo.core.transfer_leader(N3)
     assert of_type(solo.outputs(), MessageType.TIMEOUT_NOW) == []
     solo.ack(2, N3)
     assert [message.to for message in of_type(solo.outputs(), MessageType.TIMEOUT_NOW)] == [N3]
+
+
+def test_who_takes_over_is_told_behind_all_that_it_lacks() -> None:
+    """It stores that with its own vote, in one sync; to wait for its answer first would be another."""
+    solo = Solo()
+    solo.lead_committed()
+    solo.core.propose([b"x"])
+    solo.core.transfer_leader(N3)
+    sent = [message for message in solo.outputs() if message.to == N3]
+    assert [message.type for message in sent] == [MessageType.APP, MessageType.TIMEOUT_NOW]
+    assert sent[0].entries.last == solo.core.log.last_index
 
 
 def test_a_transfer_that_takes_an_election_timeout_is_given_up() -> None:
