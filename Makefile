@@ -9,7 +9,8 @@ TESTS ?=
 ARGS ?=
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h \
-	smtpraft/smtp/_fastscan.pyx smtpraft/smtp/_fastscan.h smtpraft/cli/bench/_fastload.pyx
+	smtpraft/smtp/_fastscan.pyx smtpraft/smtp/_fastscan.h smtpraft/cli/bench/_fastload.pyx \
+	$(wildcard smtpraft/consensus/*.py smtpraft/consensus/*.pxd)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
@@ -95,5 +96,5 @@ lint: .venv/.lint
 
 clean:
 	rm -rf .venv build dist smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/_fastscan.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so
+	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/_fastscan.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so smtpraft/consensus/*.so
 	find smtpraft tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,6 +17,18 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("smtpraft"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "smtpraft"))
+
+
+def pytest_configure() -> None:
+    """Decline to test a compiled core that was made of other sources than those that lie beside it."""
+    package = find_spec("smtpraft.consensus")
+    assert package is not None
+    for directory in package.submodule_search_locations or ():
+        for library in Path(directory).glob("*.so"):
+            source = library.with_name(f"{library.name.partition('.')[0]}.py")
+            newest = max(path.stat().st_mtime for path in (source, source.with_suffix(".pxd")) if path.exists())
+            if newest > library.stat().st_mtime:
+                pytest.exit(f"{library.name} is older than its source: `pip install -e .`, or delete *.so there", 4)
 
 
 @pytest.fixture(params=["_purelog", "_fastlog"])

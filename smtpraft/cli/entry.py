@@ -462,12 +462,16 @@ def _config(action: str) -> Command:
 def _version(arguments: argparse.Namespace) -> int:
     import platform
 
+    from smtpraft import consensus, fastlog
     from smtpraft.cli.output import print_json, print_rows
-    from smtpraft.fastlog import COMPILED
+    from smtpraft.smtp import scan
 
+    halves = {"log": fastlog.COMPILED, "core": consensus.COMPILED, "scanner": scan.COMPILED}
+    compiled, plain = ([name for name, half in halves.items() if half is which] for which in (True, False))
     facts: dict[str, object] = {
         "version": __version__,
-        "compiled": COMPILED,
+        "compiled": fastlog.COMPILED,
+        "plain": ", ".join(plain),
         "python": platform.python_version(),
     }
     if arguments.write_out == "json":
@@ -475,7 +479,10 @@ def _version(arguments: argparse.Namespace) -> int:
     elif arguments.write_out == "table":
         print_rows(("NAME", "VALUE"), list(facts.items()), "table")
     else:
-        print(f"smtpraft {__version__} (compiled: {'yes' if COMPILED else 'no'}, python {facts['python']})")
+        said = (
+            f"{', '.join(compiled)} but not {', '.join(plain)}" if compiled and plain else "yes" if compiled else "no"
+        )
+        print(f"smtpraft {__version__} (compiled: {said}, python {facts['python']})")
     return Exit.OK
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from smtpraft.consensus import _half, rawnode
 from smtpraft.consensus.confchange import (
     LEAVE_JOINT,
     ChangeSingle,
@@ -40,9 +43,13 @@ from smtpraft.consensus.messages import (
 from smtpraft.consensus.progress import Progress, ProgressState
 from smtpraft.consensus.rawnode import PeerStatus, RawNode, Status
 
+COMPILED: Final = _half.is_compiled(rawnode)
+"""Is this the compiled half?"""
+
 __all__ = [
     "APPEND_THREAD",
     "APPLY_THREAD",
+    "COMPILED",
     "ELECTION_LOWEST_ID",
     "ELECTION_RAFT",
     "LEAVE_JOINT",

@@ -130,7 +130,7 @@ def broadcast_append(raft: Raft) -> None:
         maybe_send_append(raft, progress, if_empty=True)
 
 
-def maybe_send_append(raft: Raft, progress: Progress, *, if_empty: bool) -> bool:
+def maybe_send_append(raft: Raft, progress: Progress, if_empty: bool) -> bool:
     """Send a member the entries it lacks, as many as one message holds, or a snapshot; return whether anything went.
 
     An append without entries tells the commit index and tests whether the logs match; `if_empty` allows it.

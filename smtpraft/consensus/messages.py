@@ -107,31 +107,106 @@ class EntryRange(NamedTuple):
 NO_ENTRIES: Final = EntryRange()
 
 
-@dataclass(slots=True)
 class Message:
-    """One struct for all types, as in the reference implementation; what a type does not use is zero."""
+    """One struct for all types, as in the reference implementation; what a type does not use is zero.
 
-    type: MessageType
-    to: NodeId = NO_NODE
-    sender: NodeId = NO_NODE
-    term: int = 0
-    log_term: int = 0
-    index: int = 0
-    commit: int = 0
-    vote: NodeId = NO_NODE
-    reject: bool = False
-    reject_hint: int = 0
-    context: bytes = b""
-    """HEARTBEAT and its answer: nothing, or the 8 bytes big endian of a read's number. READ_INDEX and its answer: the
-    reader's own. VOTE: whether the leader asked for it. VOTE_RESP, PRE_VOTE_RESP: what is committed; may be left out.
-    (`sender` is who asks, also where another node passes it on.)"""
-    entries: EntryRange = NO_ENTRIES
-    block: bytes = b""
-    """APP as received: the encoded entries after `index`. The sender names them by `entries`."""
-    payloads: tuple[tuple[int, bytes], ...] = ()
-    """PROP: (kind, payload) of each proposal; they get index and term from the leader."""
-    snapshot: SnapshotMeta | None = None
-    responses: tuple[Message, ...] = ()
+    `context` is, of a HEARTBEAT and its answer: nothing, or the 8 bytes big endian of a read's number. Of a READ_INDEX
+    and its answer: the reader's own. Of a VOTE: whether the leader asked for it. Of a VOTE_RESP, PRE_VOTE_RESP: what is
+    committed; may be left out. (`sender` is who asks, also where another node passes it on.)
+
+    `block`, of an APP as received: the encoded entries after `index`. The sender names them by `entries`.
+
+    `payloads`, of a PROP: (kind, payload) of each proposal; they get index and term from the leader.
+    """
+
+    __slots__ = (
+        "block",
+        "commit",
+        "context",
+        "entries",
+        "index",
+        "log_term",
+        "payloads",
+        "reject",
+        "reject_hint",
+        "responses",
+        "sender",
+        "snapshot",
+        "term",
+        "to",
+        "type",
+        "vote",
+    )
+
+    def __init__(
+        self,
+        type: MessageType,
+        to: NodeId = NO_NODE,
+        sender: NodeId = NO_NODE,
+        term: int = 0,
+        log_term: int = 0,
+        index: int = 0,
+        commit: int = 0,
+        vote: NodeId = NO_NODE,
+        reject: bool = False,
+        reject_hint: int = 0,
+        context: bytes = b"",
+        entries: EntryRange = NO_ENTRIES,
+        block: bytes = b"",
+        payloads: tuple[tuple[int, bytes], ...] = (),
+        snapshot: SnapshotMeta | None = None,
+        responses: tuple[Message, ...] = (),
+    ) -> None:
+        self.type = type
+        self.to = to
+        self.sender = sender
+        self.term = term
+        self.log_term = log_term
+        self.index = index
+        self.commit = commit
+        self.vote = vote
+        self.reject = reject
+        self.reject_hint = reject_hint
+        self.context = context
+        self.entries = entries
+        self.block = block
+        self.payloads = payloads
+        self.snapshot = snapshot
+        self.responses = responses
+
+    def _values(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self._values() == other._values()
+
+    __hash__ = None  # type: ignore[assignment]  # It changes.
+
+    def __repr__(self) -> str:
+        """Name what is not zero."""
+        shown = [f"{name}={value!r}" for name, value in self._values().items() if name != "type" and value]
+        return f"Message({', '.join([self.type.name, *shown])})"
+
+
+FIELDS: Final = (
+    "type",
+    "to",
+    "sender",
+    "term",
+    "log_term",
+    "index",
+    "commit",
+    "vote",
+    "reject",
+    "reject_hint",
+    "context",
+    "entries",
+    "block",
+    "payloads",
+    "snapshot",
+    "responses",
+)
+"""Of a message, in the order in which it takes them."""
 
 
 @dataclass(frozen=True, slots=True)

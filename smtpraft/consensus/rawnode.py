@@ -492,7 +492,7 @@ class RawNode:
                 messages.append(_storage_apply(self.id, committed))
         else:
             own = [message for message in after_append if message.to == self.id]
-            messages.extend(message for message in after_append if message.to != self.id)
+            messages += [message for message in after_append if message.to != self.id]
             self._on_advance = own
             if raftlog.has_unstable or snapshot is not None:
                 own.append(self._storage_append_response(snapshot))

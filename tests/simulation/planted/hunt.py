@@ -67,6 +67,9 @@ def hunt(bug: Bug, *, first: int = 0, seeds: int = SEEDS, seconds: int = SECONDS
     with tempfile.TemporaryDirectory(prefix="smtpraft-planted-") as directory:
         copy = Path(directory) / "smtpraft"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
+        if bug.file.startswith("consensus/"):
+            for library in (copy / "consensus").glob("*.so"):
+                library.unlink()  # The compiled core is made of the right code.
         (copy / bug.file).write_text(planted(bug))
         environment = {**os.environ, "PYTHONPATH": directory, "SMTPRAFT_PURE": str(int(bug.pure))}
         command = [sys.executable, "-c", _HUNT, str(first), str(seeds), str(seconds), str(timeout_s)]

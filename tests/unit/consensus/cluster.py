@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from random import Random
 
 from smtpraft.consensus import (
@@ -311,7 +312,7 @@ class Cluster:
         message = self.flight.pop(position)
         server = self.servers.get(message.to)
         if server is not None and server.up and (message.sender, message.to) not in self.cut:
-            server.step(replace(message))
+            server.step(copy(message))
             server.pump(lazy=True)
 
     # Promises.
