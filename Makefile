@@ -1,4 +1,4 @@
-# make demo | test | test-faults | test-ops | wheels | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-faults | test-ops | wheels | deb | docs | site | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults test-ops wheels simulate fuzz bench bench-peers lint clean
+.PHONY: demo test test-faults test-ops wheels deb docs site simulate fuzz bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -51,6 +51,19 @@ simulate: .venv/.test
 # Into dist/: built in clean trees, checked, installed into fresh environments and tried there (ARGS=--twice: built again, byte for byte).
 wheels: .venv/.release
 	@$(BIN)/python -m release.wheels $(ARGS)
+
+# Into dist/: a package for Debian with the units, of dist/'s wheel for Debian's Python if there is one, else of the source.
+deb: .venv/.release
+	@$(BIN)/python -m release.deb $(ARGS)
+
+# The tables of docs/configuration.md, from the code.
+docs: .venv/.run
+	@$(BIN)/python -m release.reference
+
+# docs/ as a site, in site/: every warning is an error.
+site: .venv/.site
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs site
+	@echo "site: site/index.html"
 
 # A million inputs to what reads strangers' bytes, compiled against plain, from a fresh seed: some minutes.
 fuzz: .venv/.test
@@ -89,12 +102,12 @@ lint: .venv/.lint
 	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
 	@touch $@
 
-.venv/.test .venv/.bench .venv/.peers .venv/.lint .venv/.ops .venv/.release: .venv/.%: .venv/.run
+.venv/.test .venv/.bench .venv/.peers .venv/.lint .venv/.ops .venv/.release .venv/.site: .venv/.%: .venv/.run
 	@echo "venv: what $* needs"
 	@$(BIN)/python -m pip install -qq --group $*
 	@touch $@
 
 clean:
-	rm -rf .venv build dist smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist site .screenshots smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/_fastscan.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so smtpraft/consensus/*.so
 	find smtpraft tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

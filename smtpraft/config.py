@@ -186,7 +186,7 @@ def parse_address(text: str) -> Address:
 
 # Rules: what the values must be, alone and together.
 
-_RANGES: Final[dict[str, tuple[float, float]]] = {
+RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.election_timeout_ms": (20, 60_000),
     "cluster.election_priority": (0, 100),
     "cluster.heartbeat_interval_ms": (5, 30_000),
@@ -229,7 +229,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "delivery.command_timeout_s": (0.1, 3600),
     "delivery.idle_timeout_s": (0, 3600),
 }
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "node.loop": LOOPS,
     "cluster.election": ELECTIONS,
     "smtp.engine": ENGINES,
@@ -253,11 +253,11 @@ def _say(config: Config, section: str, key: str, rule: str) -> str:
 
 
 def _range_problems(config: Config) -> Iterator[str]:
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in RANGES.items():
         section, _, key = name.partition(".")
         if not low <= getattr(getattr(config, section), key) <= high:
             yield _say(config, section, key, f"must be {low} to {high}")
-    for name, choices in _CHOICES.items():
+    for name, choices in CHOICES.items():
         section, _, key = name.partition(".")
         if getattr(getattr(config, section), key) not in choices:
             yield _say(config, section, key, f"must be {' or '.join(map(json.dumps, choices))}")

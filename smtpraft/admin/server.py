@@ -35,6 +35,7 @@ from smtpraft.admin.keys import KeyHandlers
 from smtpraft.admin.loglevel import LogLevel
 from smtpraft.admin.members import MemberHandlers, MemberNode
 from smtpraft.admin.metrics import CONTENT_TYPE, gauge, render
+from smtpraft.admin.strangers import QuietStrangers
 from smtpraft.admin.token import read_token as read_token_file
 from smtpraft.admin.views import message_view, status_view
 from smtpraft.cluster.snapshot_format import encode_file_header
@@ -114,6 +115,7 @@ class Admin:
         self._metrics = metrics
         self._data_dir = data_dir
         self._log_level = log_level
+        self._strangers = QuietStrangers()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
 
@@ -144,6 +146,7 @@ class Admin:
                 *(self._log_level.routes() if self._log_level is not None else ()),
             ]
         )
+        self._strangers.install()
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         self._site = web.TCPSite(
@@ -180,6 +183,7 @@ class Admin:
         """Close the listener and what is left of connections."""
         if self._runner is not None:
             await self._runner.cleanup()
+        self._strangers.remove()
 
     @property
     def address(self) -> tuple[str, int]:

@@ -224,6 +224,20 @@ async def bench() -> AsyncIterator[Bench]:
     await made.admin.stop()
 
 
+async def test_what_is_no_request_is_refused_in_one_line(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger's bytes are no reason for an ERROR with a stack in the operator's log."""
+    caplog.set_level("INFO")
+    reader, writer = await asyncio.open_connection(*bench.admin.address)
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: \0\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.0 400")
+    writer.close()
+    (line,) = [record for record in caplog.records if record.name == "aiohttp.server"]
+    assert (line.levelname, line.exc_info) == ("INFO", None)
+    assert line.getMessage().startswith("refused what is no request: client=127.0.0.1 status=400 reason=")
+    assert "\0" not in line.getMessage()
+    assert "\n" not in line.getMessage()
+
+
 async def test_status_has_the_promised_fields(bench: Bench) -> None:
     facts = (await bench.ask("GET", "/v1/status")).json()
     assert set(facts) >= {

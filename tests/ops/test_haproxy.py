@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import smtplib
+import socket
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 
 from smtpraft.cli.client import Client
 from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, free_ports
+from tests.fault.cluster import wait_for
 
 from .programs import needed, screenshots
 
@@ -49,10 +51,21 @@ class Balanced(DemoCluster):
         (directory / "haproxy.cfg").write_text(text)
         self.log = directory / "haproxy.log"
 
-    def balance(self, haproxy: str) -> subprocess.Popen[bytes]:
-        """Start HAProxy."""
+    def _spawn(self, haproxy: str) -> subprocess.Popen[bytes]:
         with self.log.open("wb") as log:
             return subprocess.Popen([haproxy, "-f", str(self.directory / "haproxy.cfg"), "-db"], stdout=log, stderr=log)
+
+    async def balance(self, haproxy: str) -> subprocess.Popen[bytes]:
+        """Start HAProxy; return when it listens and has probed the nodes."""
+        process = self._spawn(haproxy)
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        await wait_for(listens, "HAProxy listens")
+        await asyncio.sleep(1)
+        return process
 
 
 class Senders:
@@ -138,8 +151,7 @@ async def test_no_client_hears_of_a_rolling_restart(
     where = screenshots(tmp_path)
     try:
         await cluster.start()
-        ended.append(cluster.balance(haproxy))
-        await asyncio.sleep(1)
+        ended.append(await cluster.balance(haproxy))
         with Senders(cluster.port) as senders:
             await asyncio.sleep(3)
             before = len(senders.accepted)
@@ -178,8 +190,7 @@ async def test_a_leader_that_dies_costs_no_more_than_the_sessions_it_had(
     cluster = Balanced(tmp_path)
     try:
         await cluster.start()
-        ended.append(cluster.balance(haproxy))
-        await asyncio.sleep(1)
+        ended.append(await cluster.balance(haproxy))
         with Senders(cluster.port) as senders:
             await asyncio.sleep(2)
             victim = await cluster.leader()
