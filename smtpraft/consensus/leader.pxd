@@ -18,11 +18,4 @@ cdef bint _check_quorum(Raft raft) except -1
 cpdef broadcast_heartbeat(Raft raft)
 cpdef _on_heartbeat_response(Raft raft, Message message)
 cpdef _on_read_index(Raft raft, Message message)
-cdef bint _lease_stands(Raft raft) except -1
-cdef _confirm_reads(Raft raft)
-cdef _answer_read(Raft raft, object read)
 cdef _release_postponed_reads(Raft raft)
-cpdef _on_snapshot_status(Raft raft, Message message)
-cpdef _on_unreachable(Raft raft, Message message)
-cpdef _on_transfer_leader(Raft raft, Message message)
-cdef _send_timeout_now(Raft raft, object to)
