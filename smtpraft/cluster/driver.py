@@ -106,7 +106,7 @@ class Driver:
         self._clock = StampClock()
         self._turned: asyncio.Future[None] | None = None
         self._applying: deque[Message] = deque()
-        self._role, self._leader = Role.FOLLOWER, NO_NODE
+        self._role, self._leader, self._term = Role.FOLLOWER, NO_NODE, 0
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_tick = self._next_judgement = self._next_sweep = 0.0
         self._leader_started_index = self._newest_stamp = 0
@@ -342,7 +342,7 @@ class Driver:
             self._ask_reads()
             while self.core.has_ready():
                 output = self.core.ready()
-                if output.soft_state is not None:
+                if output.soft_state is not None or self.core.term != self._term:
                     self._role_changed()
                     self._proposing.turn(self.leader_since)
                 for state in output.read_states:
@@ -507,7 +507,7 @@ class Driver:
         self._tick_handle = self._loop.call_later(self._next_tick - now, self._tick)
         admission = self.enrolment.admission
         self._take_in(self.core.tick if admission.taking_part else admission.tick)
-        if self._turned is not None or self.reads.has_work(now) or self.proposals.has_some:
+        if self._turned is not None or self.reads.has_work(now) or self._proposing.has_some:
             self.want_turn()
         self.applier.hurry_old(now)
         if now >= self._next_judgement:
@@ -552,8 +552,8 @@ class Driver:
                 self.proposals.forget_downs()
                 self.snapshots.sender.stop()
             self._role = core.role
-        if core.leader_id != self._leader:
-            self._leader = core.leader_id
+        if (core.leader_id, core.term) != (self._leader, self._term):  # another may have led in between, unseen
+            self._leader, self._term = core.leader_id, core.term
             if self._leader != NO_NODE:
                 self.leader_changes += 1
                 log.info("leader=%s term=%d", self._leader, core.term)

@@ -311,7 +311,7 @@ class Node:
         return await self._wait_until(self.has_quorum, timeout_s) and self.has_quorum()
 
     async def transfer_leadership(self, to: NodeId | None = None) -> NodeId | None:
-        """Hand leadership to `to`, or to the most caught-up reachable peer; return whom, None if nobody took it.
+        """Hand leadership to `to`, or to the furthest peer with a quick disk; return whom, None if nobody took it.
 
         Bounded by `TRANSFER_S`; proposals made meanwhile wait and are not lost.
 
@@ -329,7 +329,9 @@ class Node:
             if node != self.id and not row.is_learner and self._driver.transport.connected(node)
         }
         if to is None:
-            to = max(matched, key=lambda node: matched[node], default=None)
+            beats, limit_ms = self._driver.heartbeats, self.options.election_timeout_ms // 2
+            slow = {node for node, lag_ms in beats.disk_lag_ms.items() if lag_ms >= limit_ms} | set(beats.short_of_room)
+            to = max(matched, key=lambda node: (node not in slow, matched[node]), default=None)
         elif to not in matched:
             raise SmtpRaftError(f"{to} is no other reachable member of this cluster")
         if to is None:

@@ -1,7 +1,7 @@
 """The way of proposals to the leader: what gathered in one turn, of this node and of those that forward, is a batch.
 
-Nothing is kept for others. What a follower forwards to a node that leads no longer is dropped; its sender repeats it,
-to whoever leads then. Loop thread only.
+Nothing is kept for others, but while a leader tries to hand over. What a follower forwards to a node that leads no
+longer is dropped; its sender repeats it, to whoever leads then. Loop thread only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Final
 
 from smtpraft import fastlog
 from smtpraft.cluster.heartbeats import Heartbeats
@@ -18,6 +19,10 @@ from smtpraft.consensus import Message, MessageType, ProposalDropped, RawNode, R
 from smtpraft.types import NO_NODE, NodeId
 
 log = logging.getLogger(__name__)
+
+HELD_BYTES_MAX: Final = (
+    16 * 1024 * 1024
+)  # forwarded in the tens of milliseconds that a hand-over takes; more is dropped
 
 
 class Proposing:
@@ -43,6 +48,7 @@ class Proposing:
         self._clock = clock
         self._contact_window_s = contact_window_s
         self._forwarded: list[bytes] = []
+        self._held_bytes = 0
         self._senders: dict[NodeId, None] = {}  # in the order in which they sent, for one seed to be one history
 
     @property
@@ -50,9 +56,15 @@ class Proposing:
         """Has a follower forwarded anything since the last turn?"""
         return bool(self._forwarded)
 
+    @property
+    def has_some(self) -> bool:
+        """May a turn have something to propose, of this node or of others?"""
+        return bool(self._forwarded) or self._proposals.has_some
+
     def forwarded(self, sender: NodeId, payloads: Sequence[tuple[int, bytes]]) -> None:
         """A follower wants these proposed, in this order."""
         self._forwarded.extend(payload for _, payload in payloads)
+        self._held_bytes += sum(len(payload) for _, payload in payloads)
         self._senders[sender] = None
 
     def turn(self, leader_since: float) -> None:
@@ -60,10 +72,13 @@ class Proposing:
         if not self._forwarded and not self._proposals.has_some:
             return
         if self._core.role is Role.LEADER:
+            if self._core.hands_over and self._held_bytes <= HELD_BYTES_MAX:
+                return  # What is proposed now would be dropped; if nobody takes over, it is proposed here after all.
             self._lead(leader_since)
         else:
             self._follow()
         self._forwarded.clear()
+        self._held_bytes = 0
         self._senders.clear()
 
     def _lead(self, leader_since: float) -> None:
@@ -71,8 +86,7 @@ class Proposing:
         now = self._clock()
         # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
         fresh = now - max(self._heartbeats.quorum_contact_at(now), leader_since) <= self._contact_window_s
-        # So too while leadership is on its way to another: what is taken now would be dropped.
-        payloads = self._proposals.take(now, core.term) if fresh and not core.hands_over else []
+        payloads = self._proposals.take(now, core.term) if fresh else []
         payloads += self._forwarded
         if payloads:
             try:

@@ -26,8 +26,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from smtpraft import fastlog
 from smtpraft.fastlog import crc32c
@@ -42,8 +41,7 @@ _CHECKED: Final = struct.Struct(">QQQQQQIIIB3xQQ64s")
 _PREFIX: Final = struct.Struct(">4sI")
 
 
-@dataclass(frozen=True, slots=True)
-class HardState:
+class HardState(NamedTuple):
     """What must be on disk before an answer leaves (Raft Figure 2). `commit` may lag; term and vote may not."""
 
     term: int = 0
@@ -51,8 +49,7 @@ class HardState:
     commit: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BatchHeader:
+class BatchHeader(NamedTuple):
     """The header of one batch; the module's docstring says what the fields mean."""
 
     salt: int
@@ -132,8 +129,7 @@ def decode_header(data: Buffer) -> BatchHeader | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(NamedTuple):
     """What a walk along the records of some entries found. Checks sizes and numbers, not the records' checksums."""
 
     first_index: int

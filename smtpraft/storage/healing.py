@@ -65,7 +65,7 @@ def reconcile(state: Replayed | None, promises: Promises, directory: str, names:
     if promise.term == found.term and found.vote not in {"", promise.vote}:
         reason = f"in term {found.term} the log has a vote for {found.vote}, the promises for {promise.vote}"
         raise WalCorrupt(reason, directory, 0, 1, 0)
-    return replace(found, term=promise.term, vote=promise.vote)
+    return found._replace(term=promise.term, vote=promise.vote)
 
 
 def renounce(promises: Promises, state: Replayed | None, promise: Promise) -> HardState:

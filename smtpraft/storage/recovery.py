@@ -258,6 +258,7 @@ def _walk_segment(state: Replayed, segment: Segment, following: Segment | None, 
     until = None
     if following is not None and following.header.sequence == segment.header.sequence + 1:
         until = following.header.first_batch - 1
+    end_index = state.last_index
     while state.number != until:
         header = decode_header(window.read(segment.end_offset, BATCH_HEADER_BYTES))
         if header is not None and header.salt != segment.header.salt:
@@ -265,7 +266,8 @@ def _walk_segment(state: Replayed, segment: Segment, following: Segment | None, 
         if header is None:
             _end(state, segment, None, following, until)
             return
-        _check_place(state, segment, header)
+        if header.number != state.number + 1 or header.previous_crc != state.crc or header.first_index > end_index + 1:
+            _check_place(state, segment, header)
         found = None
         if header.entries_bytes:
             block = window.read(segment.end_offset + BATCH_HEADER_BYTES, header.entries_bytes)
@@ -274,6 +276,7 @@ def _walk_segment(state: Replayed, segment: Segment, following: Segment | None, 
                 _end(state, segment, header, following, until)
                 return
             memory.evict(cache_bytes)
+            end_index = header.last_index
         _accept(state, segment, header, found)
 
 

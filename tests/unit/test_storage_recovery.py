@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -68,9 +69,8 @@ def refuse(disk: SimulatedDisk) -> WalCorrupt:
     return caught.value
 
 
-def replace(header: BatchHeader, **changes: object) -> BatchHeader:
-    fields = {name: getattr(header, name) for name in BatchHeader.__slots__}
-    return BatchHeader(**{**fields, **changes})
+def replace(header: BatchHeader, **changes: Any) -> BatchHeader:
+    return header._replace(**changes)
 
 
 # ----------------------------------------------------------------------------------------------------------- torn tails
