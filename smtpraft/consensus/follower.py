@@ -22,7 +22,7 @@ HEARTBEAT_RESP = MessageType.HEARTBEAT_RESP
 # Entries.
 
 
-def _on_append(raft: Raft, message: Message) -> None:
+def on_append(raft: Raft, message: Message) -> None:
     raft.election_elapsed = 0
     raft.promise()
     raft.leader_id = message.sender
@@ -38,7 +38,7 @@ def handle_append(raft: Raft, message: Message) -> None:
         _check_committed(raft, message)
         raft.acknowledge(message.sender, raftlog.commit_index)
         return
-    if prev > log.last_index or log.term(prev) != message.log_term:
+    if prev > raftlog.last_index or log.term(prev) != message.log_term:
         # The largest index that can match: one above it has a higher term than the leader's at `prev`, or is missing.
         hint, hint_term = log.find_conflict_by_term(min(prev, log.last_index), message.log_term)
         raft.send_after_append(
@@ -78,12 +78,14 @@ def _store(raft: Raft, message: Message) -> int:
     first = message.index + 1
     if int.from_bytes(block[16:24], "big") != first:  # The index in the record's header.
         raise InvalidMessage(f"the entries of {message.sender} do not follow {message.index}")
-    if first == log.last_index + 1:
+    raftlog = raft.raftlog
+    if first == raftlog.last_index + 1:
         _append_block(raft, block, first)
-        if log.last_term > message.term:
+        if raftlog.last_term > message.term:
             log.truncate(first)
+            raftlog.moved()
             raise InvalidMessage(f"entries of a later term than their leader's, {message.term}")
-        return log.last_index
+        return raftlog.last_index
 
     new, last = log.match(block)
     if not new:
@@ -100,6 +102,7 @@ def _store(raft: Raft, message: Message) -> int:
 def _append_block(raft: Raft, block: bytes, first: int) -> None:
     try:
         raft.log.append_block(block, first)
+        raft.raftlog.moved()
     except CorruptEntry:
         raise
     except ValueError as error:  # A term lower than the one before it.
@@ -196,7 +199,7 @@ def _on_timeout_now(raft: Raft, _message: Message) -> None:
 
 
 HANDLERS: Final[dict[MessageType, Callable[[Raft, Message], None]]] = {
-    MessageType.APP: _on_append,
+    MessageType.APP: on_append,
     MessageType.FORGET_LEADER: _on_forget_leader,
     MessageType.HEARTBEAT: _on_heartbeat,
     MessageType.PROP: _on_prop,

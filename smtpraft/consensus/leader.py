@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from smtpraft.consensus.confchange import decode_conf_change
 from smtpraft.consensus.errors import InvalidConfChange, InvalidMessage, ProposalDropped
-from smtpraft.consensus.messages import NO_ENTRIES, EntryRange, Message, MessageType, ReadState
+from smtpraft.consensus.messages import Message, MessageType, ReadState, entry_range, new_message
 from smtpraft.consensus.progress import ProgressState
 from smtpraft.consensus.readonly import PendingRead
 from smtpraft.fastlog import (
@@ -65,7 +65,8 @@ def _reserve(raft: Raft, payload_bytes: int) -> None:
 def append(raft: Raft, kind: int, payloads: Sequence[bytes]) -> None:
     """Append entries of this term. They count as stored here only when this node's own answer comes back."""
     raft.log.append(raft.term, raft.stamp, kind, payloads)
-    raft.acknowledge(raft.id, raft.log.last_index)
+    raft.raftlog.moved()
+    raft.acknowledge(raft.id, raft.raftlog.last_index)
 
 
 def propose_leave(raft: Raft) -> None:
@@ -135,7 +136,7 @@ def maybe_send_append(raft: Raft, progress: Progress, if_empty: bool) -> bool:
 
     An append without entries tells the commit index and tests whether the logs match; `if_empty` allows it.
     """
-    if progress.paused:
+    if progress.flow_paused or progress.state is SNAPSHOT:
         return False
     log = raft.log
     first = progress.next_index
@@ -144,23 +145,29 @@ def maybe_send_append(raft: Raft, progress: Progress, if_empty: bool) -> bool:
     except Compacted:
         return _maybe_send_snapshot(raft, progress)
 
-    last = log.last_index
+    last = raft.raftlog.last_index
     size = 0
     # With a full window an empty append goes, once per heartbeat: if all that filled the window was lost, its
     # rejection is what gets replication going again.
-    if first <= last and (progress.state is not REPLICATE or not progress.inflights.full):
-        last = log.upto_bytes(first, last, raft.config.max_append_bytes)
+    if first <= last and (progress.state is not REPLICATE or not progress.inflights.is_full()):
         size = log.size_bytes(first, last)
+        if size > raft.max_append_bytes:
+            last = log.upto_bytes(first, last, raft.max_append_bytes)
+            size = log.size_bytes(first, last)
     elif not if_empty:
         return False
 
     commit = raft.raftlog.commit_index
     unsent = raft.unsent_appends.get(progress.id)
     if unsent is None or not _join(raft, unsent, first, last, size, commit):
-        entries = EntryRange(first, last) if size else NO_ENTRIES
-        message = Message(APP, progress.id, raft.id, raft.term, prev_term, first - 1, commit, entries=entries)
+        message = new_message(APP, progress.id, raft.id, raft.term)
+        message.log_term = prev_term
+        message.index = first - 1
+        message.commit = commit
+        if size:
+            message.entries = entry_range(first, last)
         raft.messages.append(message)
-        if not raft.config.as_reference:
+        if not raft.as_reference:
             raft.unsent_appends[progress.id] = message
     progress.sent(last, size)
     progress.sent_commit = commit
@@ -174,9 +181,9 @@ def _join(raft: Raft, unsent: Message, first: int, last: int, size: int, commit:
         return False
     if size:
         start = unsent.entries.first or first
-        if start != first and raft.log.size_bytes(start, last) > raft.config.max_append_bytes:
+        if start != first and raft.log.size_bytes(start, last) > raft.max_append_bytes:
             return False
-        unsent.entries = EntryRange(start, last)
+        unsent.entries = entry_range(start, last)
     unsent.commit = commit
     return True
 
@@ -218,7 +225,7 @@ def _confirms_probe(raft: Raft, progress: Progress, index: int) -> bool:
     return raft.config.as_reference or progress.next_index == index + 1
 
 
-def _on_append_response(raft: Raft, message: Message) -> None:
+def on_append_response(raft: Raft, message: Message) -> None:
     """A member, or this node's own disk, has stored entries or refused them."""
     progress = raft.tracker.progress.get(message.sender)
     if progress is None:
@@ -235,8 +242,8 @@ def _on_append_response(raft: Raft, message: Message) -> None:
                 progress.become_probe()
             maybe_send_append(raft, progress, if_empty=True)
         return
-    if index > raft.log.last_index:
-        raise InvalidMessage(f"{message.sender} has stored {index}, the log ends at {raft.log.last_index}")
+    if index > raft.raftlog.last_index:
+        raise InvalidMessage(f"{message.sender} has stored {index}, the log ends at {raft.raftlog.last_index}")
     if not progress.update(index) and not _confirms_probe(raft, progress, index):
         return
 
@@ -249,14 +256,15 @@ def _on_append_response(raft: Raft, message: Message) -> None:
         progress.become_replicate()
 
     own = message.sender == raft.id
-    if maybe_commit(raft):
+    # What is committed already can commit nothing more.
+    if index > raft.raftlog.commit_index and maybe_commit(raft):
         _release_postponed_reads(raft)
         broadcast_append(raft)
     elif not own and progress.can_bump_commit(raft.raftlog.commit_index):
         maybe_send_append(raft, progress, if_empty=True)
     if own:
         return
-    while progress.next_index <= raft.log.last_index and maybe_send_append(raft, progress, if_empty=False):
+    while progress.next_index <= raft.raftlog.last_index and maybe_send_append(raft, progress, if_empty=False):
         pass
     if message.sender == raft.transferee:
         _hand_over_if_sent(raft, progress)
@@ -411,7 +419,7 @@ def _hand_over_if_sent(raft: Raft, progress: Progress) -> None:
 
 
 HANDLERS: Final[dict[MessageType, Callable[[Raft, Message], None]]] = {
-    MessageType.APP_RESP: _on_append_response,
+    MessageType.APP_RESP: on_append_response,
     MessageType.HEARTBEAT_RESP: _on_heartbeat_response,
     MessageType.PROP: _on_prop,
     MessageType.READ_INDEX: _on_read_index,

@@ -4,13 +4,14 @@ cdef class Inflights:
     cdef object _sent
     cdef public unsigned long long size_bytes
 
+    cpdef bint is_full(self) except -1
     cpdef add(self, unsigned long long last_index, unsigned long long size_bytes)
     cpdef free_to(self, unsigned long long index)
     cpdef clear(self)
 
 
 cdef class Progress:
-    cdef public object id
+    cdef public str id
     cdef public object state
     cdef public unsigned long long match_index
     cdef public unsigned long long next_index

@@ -44,11 +44,15 @@ class Inflights:
     @property
     def full(self) -> bool:
         """Nothing more may be sent until something is acknowledged."""
+        return self.is_full()
+
+    def is_full(self) -> bool:
+        """As `full`, and quicker to ask where compiled."""
         return len(self._sent) >= self._max_messages or 0 < self._max_bytes <= self.size_bytes
 
     def add(self, last_index: int, size_bytes: int) -> None:
         """One message was sent. A single one may exceed the limit in bytes."""
-        assert not self.full, "sent beyond the window"
+        assert not self.is_full(), "sent beyond the window"
         self._sent.append((last_index, size_bytes))
         self.size_bytes += size_bytes
 
@@ -145,7 +149,7 @@ class Progress:
                 self.next_index = last_index + 1
                 self.inflights.add(last_index, size_bytes)
             # With a full window even an empty append is a probe: one at a time.
-            self.flow_paused = self.inflights.full
+            self.flow_paused = self.inflights.is_full()
         elif size_bytes:
             assert self.state is PROBE, "an append during a snapshot"
             self.flow_paused = True
@@ -170,7 +174,7 @@ class Progress:
             # Probes go out one at a time: an answer to any other than the last is stale.
             if rejected != self.next_index - 1:
                 return False
-            self.next_index = max(min(rejected, match_hint + 1), self.match_index + 1)
+            self.next_index = max(match_hint + 1 if match_hint < rejected else rejected, self.match_index + 1)
             self.flow_paused = False
         self.sent_commit = min(self.sent_commit, self.next_index - 1)
         return True

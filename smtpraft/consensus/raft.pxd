@@ -1,11 +1,16 @@
-from smtpraft.consensus.messages cimport Message
+import cython
+
+from smtpraft.consensus cimport follower, leader
+from smtpraft.consensus.messages cimport EntryRange, Message
 from smtpraft.consensus.raftlog cimport RaftLog
 from smtpraft.consensus.tracker cimport Tracker
 
 
 cdef class Raft:
     cdef public object config
-    cdef public object id
+    cdef public bint as_reference
+    cdef public unsigned long long max_append_bytes
+    cdef public str id
     cdef public object random
     cdef public object snapshot_provider
     cdef public object election
@@ -22,11 +27,11 @@ cdef class Raft:
     cdef public bint stranger
     cdef public bint needed
     cdef public unsigned long long term
-    cdef public object vote
+    cdef public str vote
     cdef public object role
     cdef public dict handlers
-    cdef public object leader_id
-    cdef public object transferee
+    cdef public str leader_id
+    cdef public str transferee
     cdef public unsigned long long pending_conf_index
     cdef public long long uncommitted_bytes
     cdef public object reads
@@ -43,23 +48,17 @@ cdef class Raft:
     cdef unsigned long long _scanned_conf_index
 
     cpdef tick(self)
-    cpdef bint conf_change_unapplied(self) except -1
-    cpdef become_follower(self, unsigned long long term, object leader_id)
-    cpdef become_pre_candidate(self)
-    cpdef become_candidate(self, unsigned long long term)
-    cpdef become_leader(self)
-    cdef _enter(self, object role)
-    cpdef reset(self, unsigned long long term)
     cpdef send(self, Message message)
-    cpdef forward(self, Message message)
     cpdef send_after_append(self, Message message)
-    cpdef acknowledge(self, object to, unsigned long long index)
+    @cython.locals(last=Message, message=Message)
+    cpdef acknowledge(self, str to, unsigned long long index)
+    @cython.locals(message=Message, entries=EntryRange)
     cpdef leaving(self, unsigned long long first, unsigned long long last)
     cpdef step(self, Message message)
     cpdef promise(self)
     cdef bint _step_higher(self, Message message) except -1
     cdef _step_lower(self, Message message)
     cpdef stored(self, Message message)
+    @cython.locals(payload_bytes="long long")
     cpdef applied(self, unsigned long long index)
     cdef _applied_more(self)
-    cdef _membership_changed(self)

@@ -23,6 +23,7 @@ from smtpraft.consensus.messages import (
     ReadState,
     Role,
     SnapshotMeta,
+    new_message,
 )
 from smtpraft.consensus.raftlog import RaftLog
 from smtpraft.consensus.readonly import ReadOnly
@@ -39,6 +40,7 @@ SNAP = MessageType.SNAP
 TRANSFER_LEADER = MessageType.TRANSFER_LEADER
 VOTE = MessageType.VOTE
 VOTE_RESP = MessageType.VOTE_RESP
+FOLLOWER, LEADER = Role.FOLLOWER, Role.LEADER
 
 SCAN_BYTES = 1024 * 1024
 """How much of the log is decoded at a time when looking for membership changes."""
@@ -71,6 +73,8 @@ class Raft:
         if applied < log.prev_index:
             raise LogLost(f"applied {applied}, but the log begins after {log.prev_index}")
         self.config = config
+        self.as_reference = config.as_reference
+        self.max_append_bytes = config.max_append_bytes
         self.id = config.id
         self.random = random
         self.snapshot_provider = snapshot_provider
@@ -290,12 +294,14 @@ class Raft:
 
     def acknowledge(self, to: NodeId, index: int) -> None:
         """Tell a leader, which may be this node, that all up to `index` is stored here: once it is."""
-        if not self.config.as_reference and self.after_append:
+        if self.after_append and not self.as_reference:
             last = self.after_append[-1]
             if last.type is APP_RESP and last.to == to and last.term == self.term and not last.reject:
                 last.index = max(last.index, index)
                 return
-        self.after_append.append(Message(APP_RESP, to, self.id, self.term, index=index))
+        message = new_message(APP_RESP, to, self.id, self.term)
+        message.index = index
+        self.after_append.append(message)
 
     def leaving(self, first: int, last: int) -> None:
         """Entries `first` to `last` are about to leave the log: drop the queued appends that name some of them.
@@ -316,7 +322,8 @@ class Raft:
 
     def step(self, message: Message) -> None:
         """Take a message in: first what its term says (Raft §5.1), then what it asks."""
-        if self.promised_ticks and message.type in (VOTE, PRE_VOTE) and message.context != TRANSFER:
+        kind = message.type
+        if self.promised_ticks and (kind is VOTE or kind is PRE_VOTE) and message.context != TRANSFER:
             return  # It belongs to a leader's lease. Stickiness does not suffice: with a later term it is forgotten.
         if message.term and message.term != self.term:
             if message.term > self.term:
@@ -325,17 +332,21 @@ class Raft:
             else:
                 self._step_lower(message)
                 return
-        kind = message.type
-        if kind is VOTE or kind is PRE_VOTE:
+        # What comes for every entry goes its way directly; the rest by the table.
+        if kind is APP_RESP and self.role is LEADER:
+            leader.on_append_response(self, message)
+        elif kind is APP and self.role is FOLLOWER:
+            follower.on_append(self, message)
+        elif kind is VOTE or kind is PRE_VOTE:
             self.election.answer(self, message)
-            return
-        handler = self.handlers.get(kind)
-        if handler is not None:
-            handler(self, message)
+        else:
+            handler = self.handlers.get(kind)
+            if handler is not None:
+                handler(self, message)
 
     def promise(self) -> None:
         """A leader was heard of: with leases, vote for nobody for an election timeout."""
-        if self.config.lease_reads and not self.config.as_reference:
+        if self.config.lease_reads and not self.as_reference:
             self.promised_ticks = self.config.election_ticks
 
     def _step_higher(self, message: Message) -> bool:
@@ -391,8 +402,8 @@ class Raft:
 
     def _applied_more(self) -> None:
         if (
-            self.tracker.membership.auto_leave
-            and self.role is Role.LEADER
+            self.role is LEADER
+            and self.tracker.membership.auto_leave
             and self.raftlog.applied_index >= self.pending_conf_index
         ):
             leader.propose_leave(self)

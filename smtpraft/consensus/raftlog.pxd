@@ -1,5 +1,12 @@
+import cython
+
+from smtpraft.consensus.messages cimport EntryRange
+
+
 cdef class RaftLog:
     cdef public object log
+    cdef public unsigned long long last_index
+    cdef public unsigned long long last_term
     cdef public unsigned long long commit_index
     cdef public unsigned long long applying_index
     cdef public unsigned long long applied_index
@@ -14,13 +21,17 @@ cdef class RaftLog:
 
     cpdef cut(self, unsigned long long first)
     cpdef restore(self, object snapshot)
-    cpdef next_entries(self)
+    cpdef moved(self)
+    @cython.locals(last="unsigned long long")
+    cpdef EntryRange next_entries(self)
     cpdef handed_out(self)
     cpdef stable_to(self, unsigned long long index, unsigned long long term)
     cpdef snapshot_stored(self, unsigned long long index)
     cpdef commit_to(self, unsigned long long index)
     cdef unsigned long long _appliable_index(self, bint allow_unstable) except? 0
     cpdef bint has_committed(self, bint allow_unstable) except -1
-    cpdef next_committed(self, bint allow_unstable)
+    @cython.locals(first="unsigned long long", end="unsigned long long", last="unsigned long long", size="unsigned long long")
+    cpdef EntryRange next_committed(self, bint allow_unstable)
+    @cython.locals(payload_bytes="unsigned long long")
     cpdef unsigned long long applied_to(self, unsigned long long index) except? 0
     cdef _applied(self, unsigned long long index)

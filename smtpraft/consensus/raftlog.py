@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from smtpraft.consensus.messages import NO_ENTRIES, EntryRange, SnapshotMeta
+from smtpraft.consensus.messages import NO_ENTRIES, EntryRange, SnapshotMeta, entry_range
 from smtpraft.consensus.tally import EVERYTHING
 from smtpraft.fastlog import ENTRY_HEADER_BYTES, Log
 
@@ -23,6 +23,9 @@ class RaftLog:
     """The marks of one log.
 
     Invariant: applied <= applying <= commit <= last, and stable <= handed <= last.
+
+    `last_index` and `last_term` are those of `log`, kept here because every step asks for them: whoever changes where
+    the log ends calls `moved`.
     """
 
     __slots__ = (
@@ -34,6 +37,8 @@ class RaftLog:
         "applying_index",
         "commit_index",
         "handed_index",
+        "last_index",
+        "last_term",
         "log",
         "snapshot",
         "snapshot_handed",
@@ -45,6 +50,8 @@ class RaftLog:
         assert applied_index <= commit_index
         assert commit_index <= log.last_index
         self.log = log
+        self.last_index = log.last_index
+        self.last_term = log.last_term
         self.commit_index = commit_index
         self.applying_index = applied_index
         """Handed out for applying up to here."""
@@ -61,6 +68,11 @@ class RaftLog:
         self._applying_bytes = 0
         self._apply_paused = False
 
+    def moved(self) -> None:
+        """The log ends elsewhere now."""
+        self.last_index = self.log.last_index
+        self.last_term = self.log.last_term
+
     # Storing.
 
     def cut(self, first: int) -> None:
@@ -73,30 +85,31 @@ class RaftLog:
         """Replace everything by a received snapshot."""
         assert snapshot.index > self.commit_index
         self.log.restore(snapshot.index, snapshot.term)
+        self.moved()
         self.commit_index = self.stable_index = self.handed_index = snapshot.index
         self.snapshot = snapshot
         self.snapshot_handed = False
 
     def next_entries(self) -> EntryRange:
         """Return what has to be stored and is not handed out yet."""
-        last = self.log.last_index
-        return EntryRange(self.handed_index + 1, last) if self.handed_index < last else NO_ENTRIES
+        last = self.last_index
+        return entry_range(self.handed_index + 1, last) if self.handed_index < last else NO_ENTRIES
 
     @property
     def has_unstable(self) -> bool:
         """Are there entries not known to be on disk?"""
-        return self.stable_index < self.log.last_index
+        return self.stable_index < self.last_index
 
     def handed_out(self) -> None:
         """Everything there is to store was handed out."""
-        self.handed_index = self.log.last_index
+        self.handed_index = self.last_index
         self.snapshot_handed = self.snapshot is not None
 
     def stable_to(self, index: int, term: int) -> None:
         """The disk has all up to the entry of this index and term: if it is still the one we have."""
-        if not self.stable_index < index <= self.log.last_index:
+        if not self.stable_index < index <= self.last_index:
             return
-        if self.log.term(index) != term:
+        if (self.last_term if index == self.last_index else self.log.term(index)) != term:
             return
         self.stable_index = index
         self.handed_index = max(self.handed_index, index)
@@ -113,7 +126,7 @@ class RaftLog:
     def commit_to(self, index: int) -> None:
         """Move the commit index; it never goes back."""
         if index > self.commit_index:
-            assert index <= self.log.last_index, f"commit {index} beyond the log's end {self.log.last_index}"
+            assert index <= self.last_index, f"commit {index} beyond the log's end {self.last_index}"
             self.commit_index = index
 
     def _appliable_index(self, allow_unstable: bool) -> int:
@@ -144,7 +157,7 @@ class RaftLog:
         self._applying.append((last, size, size - ENTRY_HEADER_BYTES * (last + 1 - first)))
         self._applying_bytes += size
         self._apply_paused = self._applying_bytes >= self._max_apply_bytes or last < end
-        return EntryRange(first, last)
+        return entry_range(first, last)
 
     def applied_to(self, index: int) -> int:
         """All up to `index` is applied; return the payload bytes of the ranges that this completes."""

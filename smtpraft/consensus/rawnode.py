@@ -35,18 +35,19 @@ from smtpraft.consensus.messages import (
     Message,
     MessageType,
     Output,
-    ReadState,
     Role,
     SnapshotMeta,
     SoftState,
+    new_message,
 )
 from smtpraft.consensus.progress import Progress, ProgressState
 from smtpraft.consensus.raft import Raft
 from smtpraft.fastlog import ENTRY_CONF_CHANGE_V2, Log
 from smtpraft.types import NodeId
 
-STORAGE_APPEND_RESP = MessageType.STORAGE_APPEND_RESP
-STORAGE_APPLY_RESP = MessageType.STORAGE_APPLY_RESP
+APP = MessageType.APP
+STORAGE_APPEND, STORAGE_APPEND_RESP = MessageType.STORAGE_APPEND, MessageType.STORAGE_APPEND_RESP
+STORAGE_APPLY, STORAGE_APPLY_RESP = MessageType.STORAGE_APPLY, MessageType.STORAGE_APPLY_RESP
 
 LOCAL_TYPES: Final = frozenset(
     {
@@ -161,8 +162,9 @@ class RawNode:
         self._conf_of: Membership | None = None
         self._conf_state = conf_state
         self._async = config.async_storage
-        self._last_soft = SoftState(self.raft.leader_id, self.raft.role)
-        self._last_hard = self.raft.hard_state
+        # What was handed out last.
+        self._last_leader, self._last_role = self.raft.leader_id, self.raft.role
+        self._last_term, self._last_vote, self._last_commit = self.raft.hard_state
         self._on_advance: list[Message] = []
         self._advance_due = False
 
@@ -340,6 +342,9 @@ class RawNode:
             LogLost, LogConflict: this node must stop.
         """
         kind = message.type
+        if kind is APP and message.term:
+            self.raft.step(message)  # Each entry comes in one; nothing below says anything of it.
+            return
         if kind in LOCAL_TYPES:
             if kind is STORAGE_APPEND_RESP and message.sender == APPEND_THREAD:
                 self.raft.stored(message)
@@ -349,10 +354,10 @@ class RawNode:
                 raise LocalMessage(f"{kind.name} from {message.sender!r}")
             return
         if kind in RESPONSE_TYPES and message.sender not in self.raft.tracker.progress:
-            if message.sender == self.id and not self.raft.config.as_reference:
+            if message.sender == self.id and not self.raft.as_reference:
                 return  # It was removed while its own write was under way: that counts for nothing any more.
             raise PeerNotFound(f"{kind.name} from {message.sender!r}")
-        if not message.term and kind in TERM_TYPES and not self.raft.config.as_reference:
+        if not message.term and kind in TERM_TYPES and not self.raft.as_reference:
             raise InvalidMessage(f"{kind.name} from {message.sender!r} without a term")
         self.raft.step(message)
 
@@ -444,13 +449,13 @@ class RawNode:
             or raft.after_append
             or raft.read_states
             or raft.reads_to_confirm
-            or raftlog.handed_index < self.log.last_index
-            or raftlog.commit_index != self._last_hard.commit
+            or raftlog.handed_index < raftlog.last_index
+            or raftlog.commit_index != self._last_commit
             or raftlog.has_committed(not self._async)
-            or raft.role is not self._last_soft.role
-            or raft.leader_id != self._last_soft.leader_id
-            or raft.term != self._last_hard.term
-            or raft.vote != self._last_hard.vote
+            or raft.role is not self._last_role
+            or raft.leader_id != self._last_leader
+            or raft.term != self._last_term
+            or raft.vote != self._last_vote
             or (raftlog.snapshot is not None and not raftlog.snapshot_handed)
         )
 
@@ -461,22 +466,21 @@ class RawNode:
         if raft.reads_to_confirm:
             leader.broadcast_heartbeat(raft)
 
-        soft_state, last_soft = None, self._last_soft
-        if raft.role is not last_soft.role or raft.leader_id != last_soft.leader_id:
-            soft_state = self._last_soft = SoftState(raft.leader_id, raft.role)
+        output = Output.__new__(Output)
+        output.soft_state = None
+        if raft.role is not self._last_role or raft.leader_id != self._last_leader:
+            output.soft_state = SoftState(raft.leader_id, raft.role)
+            self._last_leader, self._last_role = raft.leader_id, raft.role
         entries = raftlog.next_entries()
         hard_state, must_sync = None, entries is not NO_ENTRIES
-        last, commit = self._last_hard, raftlog.commit_index
-        if raft.term != last.term or raft.vote != last.vote:
-            hard_state, must_sync = HardState(raft.term, raft.vote, commit), True
-        elif commit != last.commit:
-            hard_state = HardState(raft.term, raft.vote, commit)
-        if hard_state is not None:
-            self._last_hard = hard_state
+        if raft.term != self._last_term or raft.vote != self._last_vote:
+            must_sync = True
+        if must_sync or raftlog.commit_index != self._last_commit:
+            hard_state = self._hard_state_if_changed()
         snapshot = None if raftlog.snapshot_handed else raftlog.snapshot
-        read_states: tuple[ReadState, ...] = ()
+        output.read_states = ()
         if raft.read_states:
-            read_states = tuple(raft.read_states)
+            output.read_states = tuple(raft.read_states)
             raft.read_states = []
         committed = raftlog.next_committed(not self._async)
 
@@ -500,7 +504,20 @@ class RawNode:
                 own.append(_storage_apply_response(self.id, committed))
             self._advance_due = True
         raftlog.handed_out()
-        return Output(soft_state, hard_state, read_states, entries, snapshot, committed, tuple(messages), must_sync)
+        output.hard_state = hard_state
+        output.entries = entries
+        output.snapshot = snapshot
+        output.committed = committed
+        output.messages = tuple(messages)
+        output.must_sync = must_sync
+        return output
+
+    def _hard_state_if_changed(self) -> HardState | None:
+        raft, commit = self.raft, self.raft.raftlog.commit_index
+        if raft.term == self._last_term and raft.vote == self._last_vote and commit == self._last_commit:
+            return None
+        self._last_term, self._last_vote, self._last_commit = raft.term, raft.vote, commit
+        return HardState(raft.term, raft.vote, commit)
 
     def _storage_append(
         self,
@@ -511,25 +528,24 @@ class RawNode:
     ) -> Message:
         # Attached whenever anything is not known to be stored, not only if this write has entries: an answer that a
         # change of term has made worthless is made up for by the next one.
-        if self.raft.raftlog.has_unstable or snapshot is not None:
+        raftlog = self.raft.raftlog
+        if raftlog.stable_index < raftlog.last_index or snapshot is not None:
             responses.append(self._storage_append_response(snapshot))
-        message = Message(
-            MessageType.STORAGE_APPEND,
-            APPEND_THREAD,
-            self.id,
-            entries=entries,
-            snapshot=snapshot,
-            responses=tuple(responses),
-        )
+        message = new_message(STORAGE_APPEND, APPEND_THREAD, self.id, 0)
+        message.entries = entries
+        message.snapshot = snapshot
+        message.responses = tuple(responses)
         if hard_state is not None:
-            message.term, message.vote, message.commit = hard_state.term, hard_state.vote, hard_state.commit
+            message.term, message.vote, message.commit = self._last_term, self._last_vote, self._last_commit
         return message
 
     def _storage_append_response(self, snapshot: SnapshotMeta | None) -> Message:
         """Return the answer that says, if it comes back in this term, that the whole log of now is stored."""
-        message = Message(STORAGE_APPEND_RESP, self.id, APPEND_THREAD, self.raft.term, snapshot=snapshot)
-        if self.raft.raftlog.has_unstable:
-            message.index, message.log_term = self.log.last_index, self.log.last_term
+        raftlog = self.raft.raftlog
+        message = new_message(STORAGE_APPEND_RESP, self.id, APPEND_THREAD, self.raft.term)
+        message.snapshot = snapshot
+        if raftlog.stable_index < raftlog.last_index:
+            message.index, message.log_term = raftlog.last_index, raftlog.last_term
         return message
 
     def advance(self, output: Output) -> None:
@@ -548,17 +564,16 @@ class RawNode:
 
 
 def _storage_apply(node: NodeId, committed: EntryRange) -> Message:
-    return Message(
-        MessageType.STORAGE_APPLY,
-        APPLY_THREAD,
-        node,
-        entries=committed,
-        responses=(_storage_apply_response(node, committed),),
-    )
+    message = new_message(STORAGE_APPLY, APPLY_THREAD, node, 0)
+    message.entries = committed
+    message.responses = (_storage_apply_response(node, committed),)
+    return message
 
 
 def _storage_apply_response(node: NodeId, committed: EntryRange) -> Message:
-    return Message(STORAGE_APPLY_RESP, node, APPLY_THREAD, entries=committed)
+    message = new_message(STORAGE_APPLY_RESP, node, APPLY_THREAD, 0)
+    message.entries = committed
+    return message
 
 
 def _peer_status(progress: Progress) -> PeerStatus:

@@ -2,7 +2,7 @@ from smtpraft.consensus.progress cimport Inflights, Progress
 
 
 cdef class Tracker:
-    cdef object _self_id
+    cdef str _self_id
     cdef object _max_inflight_messages
     cdef object _max_inflight_bytes
     cdef public object membership

@@ -129,7 +129,7 @@ BANK: Final = (
     Bug(
         "leader counts itself before its sync",
         "consensus/leader.py",
-        "    raft.acknowledge(raft.id, raft.log.last_index)\n",
+        "    raft.acknowledge(raft.id, raft.raftlog.last_index)\n",
         "    raft.tracker.progress[raft.id].update(raft.log.last_index)\n    maybe_commit(raft)\n",
         quick=True,
     ),
@@ -168,8 +168,8 @@ BANK: Final = (
     Bug(
         "append without a look at the entry before it",
         "consensus/follower.py",
-        "if prev > log.last_index or log.term(prev) != message.log_term:",
-        "if prev > log.last_index:",
+        "if prev > raftlog.last_index or log.term(prev) != message.log_term:",
+        "if prev > raftlog.last_index:",
     ),
     Bug(
         "every append truncates",
@@ -197,8 +197,8 @@ BANK: Final = (
     Bug(
         "stored index without a look at its term",
         "consensus/raftlog.py",
-        "        if self.log.term(index) != term:\n            return\n        self.stable_index",
-        "        self.stable_index",
+        "(self.last_term if index == self.last_index else self.log.term(index)) != term:\n",
+        "False:\n",
     ),
     Bug(
         "stored index stays when entries are replaced",
@@ -272,7 +272,7 @@ BANK: Final = (
     Bug(
         "promise to a lease forgotten",
         "consensus/raft.py",
-        "        if self.promised_ticks and message.type in (VOTE, PRE_VOTE) and message.context != TRANSFER:",
+        "        if self.promised_ticks and (kind is VOTE or kind is PRE_VOTE) and message.context != TRANSFER:",
         "        if False:",
     ),
     Bug(
@@ -334,7 +334,7 @@ BANK: Final = (
     Bug(
         "a removed leader stops at the answer of its own disk",
         "consensus/rawnode.py",
-        "            if message.sender == self.id and not self.raft.config.as_reference:\n                return",
+        "            if message.sender == self.id and not self.raft.as_reference:\n                return",
         "            if False:\n                return",
     ),
     # What is stored in which order.

@@ -319,7 +319,9 @@ class Cluster:
 
     def check(self, server: Server) -> None:
         """Look at a node after it did something."""
-        core = server.core
+        core, raftlog = server.core, server.core.raft.raftlog
+        if (raftlog.last_index, raftlog.last_term) != (server.log.last_index, server.log.last_term):
+            raise Violation(f"{server.id} takes its log for ending at {raftlog.last_index}, term {raftlog.last_term}")
         leads = core.role is Role.LEADER
         if leads and not server.was_leader:
             self._check_new_leader(server)
