@@ -27,6 +27,7 @@ SMALL: Final = {
     "CLUSTER__DISK_RESERVE_BYTES": str(8 * MIB),
     "CLUSTER__LOG_CACHE_BYTES": str(4 * MIB),
 }
+IMAGE_BYTES: Final = 768 * MIB  # sparse; a quick machine fills 160 MiB with the log that it keeps for who is away
 RESUME_S: Final = 10.0
 SETTLE_S: Final = 1.0  # what was sent just before a disk failed may still be on two others
 
@@ -167,7 +168,7 @@ async def test_a_node_whose_file_system_becomes_read_only_promises_nothing_more(
     with Mounts() as mounts:
         async with Stage(directory, settings=SMALL, start=False, expected=(" ERROR ", "Traceback")) as stage:
             for node in stage.cluster.nodes:
-                mounts.ext4(data(node), directory / f"{node.id}.img", 160 * MIB)
+                mounts.ext4(data(node), directory / f"{node.id}.img", IMAGE_BYTES)
             await stage.cluster.start()
             leader = await stage.cluster.leader()
             victim = leader if who == "leader" else stage.cluster.others(leader)[0]
@@ -244,7 +245,7 @@ async def test_a_leader_whose_file_system_stands_still_is_replaced(directory: Pa
     with Mounts() as mounts:
         async with Stage(directory, settings=SMALL, start=False) as stage:
             for node in stage.cluster.nodes:
-                mounts.ext4(data(node), directory / f"{node.id}.img", 160 * MIB)
+                mounts.ext4(data(node), directory / f"{node.id}.img", IMAGE_BYTES)
             await stage.cluster.start()
             leader = await stage.cluster.leader()
             others = stage.cluster.others(leader)
