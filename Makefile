@@ -10,6 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h \
 	smtpraft/smtp/_fastscan.pyx smtpraft/smtp/_fastscan.h smtpraft/cli/bench/_fastload.pyx \
+	smtpraft/storage/_fastwal.pyx smtpraft/storage/_fastwal.h \
 	$(wildcard smtpraft/consensus/*.py smtpraft/consensus/*.pxd)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -87,7 +88,7 @@ lint: .venv/.lint
 	@echo "lint: ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 	@echo "lint: mypy" && $(BIN)/mypy
 	@if $(BIN)/python -c "import smtpraft._fastlog" 2>/dev/null; \
-		then echo "lint: stubtest" && $(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml smtpraft._fastlog smtpraft.smtp._fastscan; fi
+		then echo "lint: stubtest" && $(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml smtpraft._fastlog smtpraft.smtp._fastscan smtpraft.storage._fastwal; fi
 
 # pip knows dependency groups (PEP 735) since 25.1; Debian 12 brings 23.0.
 .venv/.made:
@@ -109,5 +110,5 @@ lint: .venv/.lint
 
 clean:
 	rm -rf .venv build dist site .screenshots smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/_fastscan.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so smtpraft/consensus/*.so
+	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/_fastscan.*.so smtpraft/storage/_fastwal.c smtpraft/storage/_fastwal.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so smtpraft/consensus/*.so
 	find smtpraft tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ EXTENSIONS = (
         "-O3",
         False,
     ),  # it makes bytes longer in place
+    ("smtpraft.storage._fastwal", ("smtpraft/storage/_fastwal.h", "smtpraft/_fastlog.h"), "-O2", True),
     ("smtpraft.cli.bench._fastload", (), "-O2", True),
 )
 

@@ -465,8 +465,14 @@ def _version(arguments: argparse.Namespace) -> int:
     from smtpraft import consensus, fastlog
     from smtpraft.cli.output import print_json, print_rows
     from smtpraft.smtp import scan
+    from smtpraft.storage import fastwriter
 
-    halves = {"log": fastlog.COMPILED, "core": consensus.COMPILED, "scanner": scan.COMPILED}
+    halves = {
+        "log": fastlog.COMPILED,
+        "core": consensus.COMPILED,
+        "scanner": scan.COMPILED,
+        "writer": fastwriter.COMPILED,
+    }
     compiled, plain = ([name for name, half in halves.items() if half is which] for which in (True, False))
     facts: dict[str, object] = {
         "version": __version__,

@@ -60,7 +60,7 @@ from smtpraft.consensus import (
 )
 from smtpraft.consensus.messages import APPEND_THREAD, APPLY_THREAD
 from smtpraft.errors import Removed, Stopped
-from smtpraft.storage import HardState, Identity, Standing, Wal, WalWriter
+from smtpraft.storage import HardState, Identity, Standing, Wal, begin_writing
 from smtpraft.types import NO_NODE, NodeId
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Driver:
 
         deliver = self._loop.call_soon_threadsafe
         self.reader = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="smtpraft-read")
-        self.writer = WalWriter(wal, deliver=deliver, on_failure=self.fail)
+        self.writer = begin_writing(wal, self._loop, on_failure=self.fail)
         self.applier = Applier(
             machine,
             self.id,

@@ -13,6 +13,7 @@ from smtpraft.storage.errors import (
     WalFull,
     WalNewer,
 )
+from smtpraft.storage.fastwriter import begin_writing
 from smtpraft.storage.identity import Facts, Identity, Standing, adopt_directory, read_facts
 from smtpraft.storage.recovery import Recovery
 from smtpraft.storage.stats import SYNC_BUCKETS_S, WalStats
@@ -40,5 +41,6 @@ __all__ = [
     "WalStats",
     "WalWriter",
     "adopt_directory",
+    "begin_writing",
     "read_facts",
 ]

@@ -101,6 +101,10 @@ class RealFile:
     def path(self) -> str:
         return self._path
 
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._fd
+
     def size_bytes(self) -> int:
         return os.fstat(self._fd).st_size
 

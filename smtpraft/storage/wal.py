@@ -21,7 +21,7 @@ import errno
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from threading import Condition, Lock
+from threading import Condition
 from time import perf_counter
 from typing import Final
 
@@ -45,6 +45,7 @@ from smtpraft.storage.promises import Promise
 from smtpraft.storage.recovery import Recovery, Replayed, cut_tail
 from smtpraft.storage.segment import CLUSTER_ID_BYTES, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, begin_segment
 from smtpraft.storage.stats import WalStats
+from smtpraft.storage.writelock import WriteLock
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Wal:
         self._segment_bytes = segment_bytes
         self._spares = found.spares
         self._promises = found.promises
-        self._write_lock = Lock()
+        self.write_lock = WriteLock()
         self._failure: WalFailed | None = None
         self._closed = False
 
@@ -217,7 +218,7 @@ class Wal:
             WalFailed: the disk failed, now or before. What of this batch is on disk is unknown.
             Stopped: the log is closed.
         """
-        with self._write_lock:
+        with self.write_lock:
             self._check_usable()
             self._write(spans, first_index, last_index, hard_state or self._hard_state)
             if sync:
@@ -287,7 +288,7 @@ class Wal:
         Raises:
             WalFailed: the disk failed now.
         """
-        with self._write_lock, suppress(WalFull):
+        with self.write_lock, suppress(WalFull):
             if self._failure is None and not self._closed and self._durable == self._number:
                 self._vouch()
             return True
@@ -423,7 +424,7 @@ class Wal:
         Raises:
             WalFailed, Stopped: as `write`.
         """
-        with self._write_lock:
+        with self.write_lock:
             self._check_usable()
             count = compactable(self._segments, self._index.last_index, to_index)
             if not count:
@@ -464,7 +465,7 @@ class Wal:
             ValueError: `hard_state` is committed beyond the new end, or goes back.
             WalFull, WalFailed, Stopped: as `write`.
         """
-        with self._write_lock:
+        with self.write_lock:
             self._check_usable()
             if hard_state.commit > index or hard_state.term < self._hard_state.term:
                 raise ValueError(f"{hard_state} does not fit a log that ends at {index}, after {self._hard_state}")
@@ -527,7 +528,7 @@ class Wal:
         Raises:
             WalFull, WalFailed, Stopped: as `write`.
         """
-        with self._write_lock:
+        with self.write_lock:
             self._check_usable()
             left = self._hard_state
             through = max(1, left.term)
@@ -542,7 +543,7 @@ class Wal:
         Raises:
             WalFailed, Stopped: as `write`.
         """
-        with self._write_lock:
+        with self.write_lock:
             self._check_usable()
             self._promise(abstain_term=0)
             try:
@@ -573,7 +574,7 @@ class Wal:
         Raises:
             WalFailed: the disk failed now. What was synced before is safe.
         """
-        with self._write_lock:
+        with self.write_lock:
             if self._closed:
                 return
             self._closed = True

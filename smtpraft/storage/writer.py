@@ -162,10 +162,7 @@ class WalWriter:
 
     def _run(self) -> None:
         try:
-            while group := self._gather():
-                if not self._write(group):
-                    return
-                self._finish(group)
+            self._work()
         except Stopped:
             log.info("the write-ahead log's writer ends: what its work is for is closed")
         except BaseException as error:
@@ -173,6 +170,13 @@ class WalWriter:
             failure = error
             with suppress(RuntimeError):  # The loop is closed: nobody is left to be told.
                 self._deliver(lambda: self._on_failure(failure))
+
+    def _work(self) -> None:
+        """Write until the writer is closed, or something fails."""
+        while group := self._gather():
+            if not self._insist(lambda group=group: write_group(self._wal, group)):  # type: ignore[misc]
+                return
+            self._finish(group)
 
     def _gather(self) -> list[Submission]:
         """Return what can go out as one batch, waiting for the first of it; nothing when closed."""
@@ -193,12 +197,12 @@ class WalWriter:
         if item is not None:
             self._fetched.append(item)
 
-    def _write(self, group: list[Submission]) -> bool:
-        """Write a group as one batch; False if it cannot be and the writer is closed."""
+    def _insist(self, write: Done) -> bool:
+        """Do a write, again and again while the disk is full; False if it cannot be done and the writer is closed."""
         while True:
             began = monotonic()
             try:
-                write_group(self._wal, group)
+                write()
             except WalFull as error:
                 if not self._waiting_for_room:
                     log.warning("write-ahead log waits for room error=%s", error)

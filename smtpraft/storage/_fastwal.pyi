@@ -1,0 +1,89 @@
+from collections.abc import Callable, Sequence
+from typing import Self, final
+
+from smtpraft.storage.batch import HardState
+from smtpraft.storage.disk import Buffer
+
+__all__ = ["CLOSED", "IDLE", "SLOW", "SYNC_FAILED", "WRITE_FAILED", "Batch", "Pump"]
+
+CLOSED: int
+IDLE: int
+SLOW: int
+WRITE_FAILED: int
+SYNC_FAILED: int
+
+@final
+class Batch:
+    dones: list[Callable[[], None]]
+    spans: list[Buffer]
+    hard_state: HardState | None
+    job: Callable[[], None] | None
+    first_index: int
+    last_index: int
+    told: bool
+    @property
+    def sync(self) -> bool: ...
+    @property
+    def written(self) -> bool: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def end_offset(self) -> int: ...
+    @property
+    def ends(self) -> bytes: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def took_s(self) -> float: ...
+    @property
+    def synced_s(self) -> float: ...
+
+@final
+class Pump:
+    def __new__(cls, batch_bytes_max: int, reserve_bytes: int) -> Self: ...
+    def fileno(self) -> int: ...
+    def submit(
+        self,
+        spans: Sequence[Buffer],
+        first_index: int,
+        last_index: int,
+        hard_state: HardState | None,
+        sync: bool,
+        done: Callable[[], None],
+        job: Callable[[], None] | None = None,
+    ) -> None: ...
+    def drain(self) -> list[Batch]: ...
+    def written(self) -> list[Batch]: ...
+    @property
+    def pending_bytes(self) -> int: ...
+    def oldest_age_s(self) -> float: ...
+    def close(self) -> None: ...
+    def run(self, idle_s: float) -> int: ...
+    def ask_again(self) -> None: ...
+    @property
+    def current(self) -> Batch: ...
+    def finish(self) -> None: ...
+    @property
+    def error(self) -> int: ...
+    def lock_state(self) -> None: ...
+    def unlock_state(self) -> None: ...
+    @property
+    def writes(self) -> bool: ...
+    def state(self) -> tuple[int, int, int, int, int, int]: ...
+    def set_state(
+        self,
+        fd: int,
+        salt: int,
+        segment_bytes: int,
+        end_offset: int,
+        number: int,
+        durable: int,
+        floor: int,
+        first_index: int,
+        last_index: int,
+        last_term: int,
+        crc: int,
+        hard_state: HardState,
+    ) -> None: ...
