@@ -320,7 +320,7 @@ class Daemon:
             if self.node.has_quorum():
                 self._quorum_seen_at = loop.time()
                 self._quorum_met = True
-            self._term = self.node.status().term  # for the log of messages: not asked for with every line
+            self._term = self.node.term  # for the log of messages: not asked for with every line
             await asyncio.sleep(QUORUM_SAMPLE_S)
 
     async def _tell_status(self) -> None:

@@ -320,12 +320,18 @@ class Connection(asyncio.Protocol):
     # --- frames --------------------------------------------------------------------------------------------------
 
     def _take(self, frames: list[tuple[int, bytes, bytes]]) -> None:
-        if any(frame[0] >= FRAME_TRANSPORT_FIRST for frame in frames):
-            others = [frame for frame in frames if frame[0] < FRAME_TRANSPORT_FIRST]
-            for type, head, _ in frames:
-                if type >= FRAME_TRANSPORT_FIRST:
-                    self._take_own(type, head)
-            frames = others
+        for frame in frames:
+            if frame[0] >= FRAME_TRANSPORT_FIRST:
+                break
+        else:
+            self._pass_on(frames)
+            return
+        for type, head, _ in frames:
+            if type >= FRAME_TRANSPORT_FIRST:
+                self._take_own(type, head)
+        self._pass_on([frame for frame in frames if frame[0] < FRAME_TRANSPORT_FIRST])
+
+    def _pass_on(self, frames: list[tuple[int, bytes, bytes]]) -> None:
         if frames:
             if self.dialled:
                 raise CorruptFrame(f"a frame of type {frames[0][0]} against the direction")

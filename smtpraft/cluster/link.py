@@ -94,7 +94,7 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        return all(channel in self.outgoing for channel in KEPT_CHANNELS)
+        return Channel.BULK in self.outgoing and Channel.CONTROL in self.outgoing  # KEPT_CHANNELS
 
     def connections(self) -> list[Connection]:
         return [*self.outgoing.values(), *self.incoming.values()]

@@ -459,6 +459,11 @@ class Node:
         """How late the last tick was: what keeps the loop busy delays heartbeats too."""
         return self._driver.loop_lag_s
 
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return self._driver.core.term
+
     def status(self) -> NodeStatus:
         """Return the facts for operators."""
         core, entries = self._driver.core, self._driver.entries
@@ -466,10 +471,7 @@ class Node:
         leading = core.role is Role.LEADER
         beats = self._driver.heartbeats
         peers = []
-        for member in self._driver.enrolment.roster.members.values():
-            if member.id == self.id:
-                continue
-            peer = member.peer
+        for peer in (member.peer for member in self._driver.enrolment.roster.members.values() if member.id != self.id):
             row = progress.get(peer.id) if leading else None
             round_trip_s = beats.round_trip_s.get(peer.id) if leading else None
             peers.append(

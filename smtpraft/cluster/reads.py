@@ -88,6 +88,8 @@ class Reads:
 
     def has_work(self, now: float) -> bool:
         """Whether `contexts` would return anything."""
+        if not self._rounds:
+            return bool(self._new)
         return bool(self._new) or any(now >= read.retry_at for read in self._rounds.values())
 
     def close(self, error: Exception) -> None:
