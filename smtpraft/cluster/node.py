@@ -489,18 +489,18 @@ class Node:
                     snapshot=self._driver.snapshots.sender.progress(peer.id),
                 )
             )
-        expires_in_s = self.lease_expires_in_s()
+        first, last, expires_in_s = entries.first_index, entries.last_index, self.lease_expires_in_s()
         return NodeStatus(
             node_id=self.id,
             cluster_id=self.options.cluster_id.hex(),
             role=core.role.value,
             term=core.term,
             leader_id=core.leader_id or None,
-            last_index=entries.last_index,
+            last_index=last,
             commit_index=core.commit_index,
             applied_index=self._driver.applier.applied_index,
             durable_index=self._driver.durable_index,
-            first_index=entries.first_index,
+            first_index=first,
             voters=core.conf_state.voters,
             peers=tuple(peers),
             lease_held=expires_in_s > 0,
@@ -515,9 +515,7 @@ class Node:
             election=self.options.election,
             elections_started=self._driver.elections_started,
             leader_changes=self._driver.leader_changes,
-            log_bytes=entries.size_bytes(entries.first_index, entries.last_index)
-            if entries.last_index > entries.prev_index
-            else 0,
+            log_bytes=entries.size_bytes(first, last) if last >= first else 0,
             log_cached_bytes=entries.cached_bytes,
         )
 

@@ -12,38 +12,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from smtpraft.smtp.command import COMMAND_BYTES_MAX, CommandRefused, parse_mail, parse_rcpt
+from smtpraft.smtp.command import CommandRefused, parse_rcpt
 from smtpraft.smtp.connection import SessionOver, Transaction
 from smtpraft.smtp.faults import BareOctet, LineFault
 from smtpraft.smtp.protocol import FastConnection
-from smtpraft.smtp.scan import ContentReader
-from smtpraft.smtp.session import (
+from smtpraft.smtp.rules import (
     COMMANDS_PER_TURN,
-    ERRORS_MAX,
-    JUNK_COMMANDS_MAX,
-    LONG_COMMANDS,
     OVERDUE_COMMIT_S,
-    RECIPIENTS_REFUSED_MAX,
     RESERVE_BYTES,
-    RESERVE_BYTES_MAX,
-    WEB_VERBS,
+    SessionRules,
+    methods_of,
 )
+from smtpraft.smtp.scan import ContentReader
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 
-class FastSession(FastConnection):
+class FastSession(FastConnection, SessionRules):
     """One session, from greeting to QUIT."""
 
     listener = ""
-    """Which of `smtp.listen` the client came to."""
-    _errors = 0
-    _junk_commands = 0
-    _recipients_refused = 0
 
     def _go_on(self) -> None:
         """Carry out every complete command that was received, until something must be waited for."""
@@ -83,17 +75,8 @@ class FastSession(FastConnection):
             self._run(None)
 
     def _run_command(self, verb: bytes, argument: str | None, line_bytes: int) -> None:
-        method = _METHODS.get(verb)
+        method = self._method(verb, argument, line_bytes)
         if method is None:
-            if verb in WEB_VERBS:  # a web client made to talk to us; what follows is not meant as mail
-                self._refuse("command", "521 5.5.1 Error: this is an SMTP server")
-            self._error("500 5.5.2 Error: command not recognized")
-            return
-        if line_bytes > COMMAND_BYTES_MAX and verb not in LONG_COMMANDS:
-            self._error(f"500 5.5.2 Error: {LineFault.TOO_LONG.value}")
-            return
-        if argument is None:
-            self._error("501 5.5.2 Error: the argument is not UTF-8")
             return
         try:
             method(self, argument)
@@ -101,81 +84,21 @@ class FastSession(FastConnection):
             self._error(refused.reply)
         except SessionOver:
             raise
-        except Exception:
-            log.exception("command failed verb=%r client=%s", verb, self.session.client_host)
-            if self.envelope.handed_over:
-                raise SessionOver(reason="failed after the hand-over") from None
-            if self._content is not None:
-                raise  # somewhere within the content: what follows cannot be told from commands
-            self._refuse("command", "451 4.3.0 Error: internal error, try again later")
-
-    def _refuse(self, stage: str, reply: str) -> None:
-        """Answer with a refusal: counted, and logged with its reason."""
-        self._statistics.messages_rejected[stage, int(reply[:3])] += 1
-        session = self.session
-        log.info(
-            "refused stage=%s reply=%r client=%s helo=%r sender=%r",
-            stage,
-            reply,
-            session.client_host,
-            session.host_name or "",
-            self.envelope.mail_from or "",
-        )
-        self._reply(reply)
-        if reply.startswith(("421", "521")):
-            raise SessionOver(reason=reply)
-
-    def _error(self, reply: str) -> None:
-        """Answer a protocol error; too many of them end the session."""
-        self._errors += 1
-        self._refuse("command", reply)
-        if self._errors > ERRORS_MAX:
-            self._refuse("command", f"421 4.7.0 {self.hostname} Error: too many errors")
-
-    def _count_junk(self) -> None:
-        self._junk_commands += 1
-        if self._junk_commands > JUNK_COMMANDS_MAX:
-            self._refuse("command", f"421 4.7.0 {self.hostname} Error: too many commands without mail")
+        except Exception as error:
+            self._failed(verb, error)
 
     # The commands (RFC 5321 §4.1.1).
 
-    def smtp_EHLO(self, argument: str) -> None:
-        self._hello("EHLO", argument, extended=True)
-
-    def smtp_HELO(self, argument: str) -> None:
-        self._hello("HELO", argument, extended=False)
-
-    def _hello(self, verb: str, argument: str, *, extended: bool) -> None:
-        # RFC 5321 §4.1.4: mail must not be refused because the name does not verify. RFC 6531 §3.7.1: A-labels only.
-        if not argument or not argument.isascii() or not argument.isprintable():
-            raise CommandRefused(f"501 5.5.4 Syntax: {verb} hostname")
-        self._count_junk()
-        self.envelope = Transaction()
-        self.session.host_name = argument
-        self.session.extended_smtp = extended
-        self._replies.append(self._host.ehlo_reply if extended else self._host.helo_reply)
-
     def smtp_MAIL(self, argument: str) -> None:
-        if not self.session.host_name:
-            raise CommandRefused("503 5.5.1 Error: send EHLO or HELO first")
-        envelope = self.envelope
-        if envelope.mail_from is not None:
-            raise CommandRefused("503 5.5.1 Error: nested MAIL command")
-        path, size_bytes, body_8bitmime, smtputf8, options = parse_mail(argument)
-        if size_bytes > self._settings.max_message_bytes:
-            self._refuse("mail", "552 5.3.4 Error: message size exceeds fixed limit")  # RFC 1870 §6.1
-            self._count_junk()
+        arguments = self._mail_arguments(argument)
+        if arguments is None:
             return
         refusal = self._handler.mail_refusal()
         if refusal:
             self._refuse("mail", refusal)
             self._count_junk()
             return
-        envelope.mail_from = path.address
-        envelope.mail_options = options
-        envelope.smtp_utf8 = smtputf8
-        envelope.body_8bitmime = body_8bitmime
-        envelope.size_declared_bytes = size_bytes
+        self._begin_transaction(arguments)
         self._replies.append(b"250 2.1.0 Ok\r\n")
 
     def smtp_RCPT(self, argument: str) -> None:
@@ -192,24 +115,13 @@ class FastSession(FastConnection):
             else:
                 refusal = self._handler.take_recipient(self.session, envelope, path.address)
             if refusal:
-                self._recipients_refused += 1
-                self._refuse("rcpt", refusal)
-                if self._recipients_refused > RECIPIENTS_REFUSED_MAX:
-                    self._refuse("rcpt", f"421 4.7.0 {self.hostname} Error: too many refused recipients")
+                self._recipient_refused(refusal)
                 return
             seen.add(key)
         self._replies.append(b"250 2.1.5 Ok\r\n")
 
     def smtp_DATA(self, argument: str) -> None:
-        if argument:
-            raise CommandRefused("501 5.5.4 Syntax: DATA")
-        envelope = self.envelope
-        if not envelope.rcpt_tos:
-            if envelope.recipients_refused:
-                raise CommandRefused("554 5.5.1 Error: no valid recipients")  # RFC 2920 §3.1
-            raise CommandRefused("503 5.5.1 Error: need RCPT command")
-        # What SIZE declares is a claim: three clients that claim 50 MB and send nothing must not starve the others.
-        reserve_bytes = min(max(envelope.size_declared_bytes, RESERVE_BYTES), RESERVE_BYTES_MAX)
+        reserve_bytes = self._check_data(argument)
         if self._reserve(reserve_bytes, self._begin_content, begun=False):
             self._begin_content(True)
 
@@ -271,11 +183,7 @@ class FastSession(FastConnection):
         envelope = self.envelope
         if content.forgotten:
             self._release()
-            self.envelope = Transaction()
-            if content.size_bytes > content.size_max_bytes:
-                self._refuse("data", "552 5.3.4 Error: message size exceeds fixed limit")
-            else:
-                self._refuse("data", "452 4.3.1 Error: insufficient memory, try again later")
+            self._refuse_forgotten(content)
             return
         envelope.content_blocks = content.take_blocks()
         envelope.content_ascii = content.ascii
@@ -327,58 +235,7 @@ class FastSession(FastConnection):
         self._release()
         if not reply:
             raise SessionOver(reason="outcome unknown")
-        if reply.startswith("2"):
-            statistics = self._statistics
-            statistics.messages_received += 1
-            statistics.received_by_listener[self.listener] += 1
-            statistics.recipients_received += len(envelope.rcpt_tos)
-            statistics.bytes_received += envelope.size_bytes
-            statistics.message_bytes.observe(envelope.size_bytes)
-            statistics.ack_seconds.observe(monotonic() - dot_at)
-            statistics.clients_gone += self._lost
-            self._errors = self._junk_commands = self._recipients_refused = 0
-            self._reply(reply)
-        else:
-            self._refuse("data", reply)
-        self.envelope = Transaction()
-
-    def smtp_RSET(self, argument: str) -> None:
-        if argument:
-            raise CommandRefused("501 5.5.4 Syntax: RSET")
-        self._count_junk()
-        self.envelope = Transaction()
-        self._reply("250 2.0.0 Ok")
-
-    def smtp_NOOP(self, argument: str) -> None:
-        self._count_junk()
-        self._reply("250 2.0.0 Ok")
-
-    def smtp_VRFY(self, argument: str) -> None:
-        if not argument:
-            raise CommandRefused("501 5.5.4 Syntax: VRFY address")
-        self._count_junk()
-        self._reply("252 2.5.0 Cannot verify, but will take mail for whom this server serves")  # RFC 5321 §7.3
-
-    def smtp_EXPN(self, argument: str) -> None:
-        raise CommandRefused("502 5.5.1 Error: EXPN not implemented")
-
-    def smtp_HELP(self, argument: str) -> None:
-        self._count_junk()
-        self._reply("214 2.0.0 Commands: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT")
-
-    def smtp_QUIT(self, argument: str) -> None:
-        self._reply("221 2.0.0 Bye")
-        raise SessionOver(reason="quit")
-
-    def smtp_AUTH(self, argument: str) -> None:
-        raise CommandRefused("502 5.5.1 Error: AUTH not available")
-
-    def smtp_STARTTLS(self, argument: str) -> None:
-        raise CommandRefused("502 5.5.1 Error: STARTTLS not available")
+        self._answer(envelope, reply, monotonic() - dot_at)
 
 
-_METHODS: Final = {
-    name.removeprefix("smtp_").encode(): method
-    for name, method in vars(FastSession).items()
-    if name.startswith("smtp_")
-}
+FastSession._methods = methods_of(SessionRules, FastSession)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpraft.smtp.session import ERRORS_MAX
+from smtpraft.smtp.rules import ERRORS_MAX
 
 from .peer import MAIL, RCPT, Peer, codes
 

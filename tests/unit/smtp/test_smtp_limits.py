@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smtpraft.smtp.connection import DATA_BYTES_PER_S_MIN, DATA_GRACE_S, LINGER_S, STRESS_TIMEOUT_S
-from smtpraft.smtp.session import (
+from smtpraft.smtp.rules import (
     ERRORS_MAX,
     JUNK_COMMANDS_MAX,
     OVERDUE_COMMIT_S,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
-from smtpraft.smtp.session import COMMANDS_PER_TURN
+from smtpraft.smtp.rules import COMMANDS_PER_TURN
 from smtpraft.spool.types import Envelope
 
 from .peer import MAIL, RCPT, Peer, codes
@@ -373,8 +373,7 @@ async def test_a_bug_in_a_command_is_a_451(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(argument: str) -> None:
         raise ZeroDivisionError
 
-    for engine in ("session", "fast"):
-        monkeypatch.setattr(f"smtpraft.smtp.{engine}.parse_mail", broken)
+    monkeypatch.setattr("smtpraft.smtp.rules.parse_mail", broken)
     peer = Peer()
     assert codes(await peer.say(b"EHLO c\r\n" + MAIL + b"NOOP\r\n")) == [250, 451, 250]
     await peer.finish()
