@@ -27,10 +27,11 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from release.wheels import DIST, ROOT, Wrong, run
+from release.wheels import DIST, ROOT, TOOLS, Wrong, run
 
 DEBIAN_PYTHON: Final = "/usr/bin/python3"
 UNITS: Final = ("smtpraft@.service", "smtpraft@.socket")
+NOT_NEEDED: Final = ("bin", "apsw/sqlite_extra_binaries", "aiosmtpd/docs", "aiosmtpd/tests", "aiosmtpd/qa")
 PROGRAM: Final = """\
 #!/usr/bin/python3 -I
 import sys
@@ -95,13 +96,19 @@ Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: smtpraft
 
 Files: *
-Copyright: the authors of smtpraft
+Copyright: 2026 the authors of smtpraft
 License: Apache-2.0
  On Debian systems the full text is in /usr/share/common-licenses/Apache-2.0.
  The libraries under /usr/lib/smtpraft keep their licences in their *.dist-info.
 """
 OVERRIDES: Final = """\
+# The project has no address of its own.
+smtpraft: bogus-mail-host *
+smtpraft: bogus-mail-host-in-debian-changelog *
+# Instances of a template are stopped by a pattern, which deb-systemd-invoke does not take.
+smtpraft: maintainer-script-calls-systemctl *
 # Debian 12 has these libraries too old, or not at all; they are this program's alone.
+smtpraft: unusual-interpreter *
 smtpraft: embedded-library *
 smtpraft: hardening-no-fortify-functions *
 smtpraft: unstripped-binary-or-object *
@@ -136,7 +143,10 @@ def install(tree: Path, wheel: Path | None, epoch: str) -> str:
     what = wheel if wheel is not None else ROOT
     environ = {"SOURCE_DATE_EPOCH": epoch, "SMTPRAFT_REQUIRE_EXTENSIONS": "1"}
     run(sys.executable, "-m", "pip", "install", *options, what, environ=environ)
-    shutil.rmtree(library / "bin", ignore_errors=True)
+    for name in NOT_NEEDED:
+        shutil.rmtree(library / name, ignore_errors=True)
+    for module in library.glob("smtpraft/**/*.so"):  # else it looks for libraries where this Python was built
+        run(TOOLS / "patchelf", "--remove-rpath", module)
     share = library / "share"
     if share.is_dir():  # manual page and completions, which belong into the system's
         shutil.copytree(share, tree / "usr/share", dirs_exist_ok=True)
@@ -253,7 +263,6 @@ def main() -> int:
     origin = wheel.name if wheel else "the source"
     print(f"deb: {digest[:16]}  {target.stat().st_size:>9}  dist/{target.name}, of {origin}")
     if shutil.which("lintian"):
-        # as root it asks for permission first
         checked = subprocess.run(
             ["lintian", "--allow-root", "--fail-on", "error,warning", target],
             capture_output=True,
