@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 SETTINGS: Final = {
     "CLUSTER__MAX_LOG_ENTRIES": "50",
     "CLUSTER__SNAPSHOT_THRESHOLD": "50",
-    "CLUSTER__SNAPSHOT_BYTES_PER_S": str(3 * 1024 * 1024),  # so that there is time to die in mid-transfer
+    "CLUSTER__SNAPSHOT_BYTES_PER_S": str(6 * 1024 * 1024),  # so that there is time to die in mid-transfer
 }
 QUEUED: Final = 200  # with bodies of 45 KB on average, and what comes in ten seconds more: about 20 MB
 LEFT_BEHIND_S: Final = 40.0  # a silent member is waited for for ten seconds
