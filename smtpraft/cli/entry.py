@@ -271,7 +271,7 @@ def _wal(name: str) -> Command:
 def _add_simulate(commands: _Commands, shape: _Parser) -> None:
     simulate = commands.add_parser("simulate", parents=[shape], help="clusters on bad days, in virtual time")
     simulate.add_argument("--seeds", metavar="N", type=_positive, help="how many days (1000; 1 with --seed)")
-    simulate.add_argument("--seconds", metavar="S", type=_positive, default=60, help="how long each is (60)")
+    simulate.add_argument("--seconds", metavar="S", type=_positive, default=10, help="how long each is (10)")
     simulate.add_argument("--seed", metavar="N", type=int, help="the first seed (0)")
     simulate.add_argument("--fresh", action="store_true", help="begin with a seed that nobody has tried")
     simulate.add_argument("--nodes", metavar="N", type=int, choices=range(1, 8), help="of each cluster (1 to 7)")

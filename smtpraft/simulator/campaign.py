@@ -22,7 +22,7 @@ class Order:
 
     seed: int
     nodes: int | None = None
-    seconds: int = 60
+    seconds: int = 10
     only: frozenset[str] | None = None
 
     def replay(self) -> str:

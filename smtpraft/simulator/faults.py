@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery"})
-STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift"})
+STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot"})
 """What is there all day, and not an event."""
 
 
@@ -45,6 +45,7 @@ class Faults:
             "transfer": self._transfer,
             "campaign": self._campaign,
             "forget-leader": self._forget_leader,
+            "forgetful": self._forgetful,
             "membership": self._change_members,
             "usurp": self._usurp,
         }
@@ -310,22 +311,48 @@ class Faults:
         if not self.world.calm:
             host.stalled_until = self.world.timeline.now + duration
 
-    def _crash_of(self, host: Host) -> None:
+    def _crash_of(self, host: Host, back_us: int | None = None) -> None:
         if host.process is not None and not self.world.calm:
-            host.crash("crash")
+            host.crash("crash", back_us=back_us)
 
     def _transfer(self) -> None:
         host = self._some()
         if host is not None and host.process is not None:
             to = self.random.choice(list(self.world.hosts))
             self.world.fault(host.id, "transfer", to)
-            if self.random.random() < 0.3:
+            if self.random.random() < 0.5:
                 # It gives leadership away, and hears no more of what became of it.
                 delay = 2 * (self.world.network.delay_us + self.world.network.jitter_us)
                 others = list(self.world.hosts)
-                self.world.timeline.after(self.random.randrange(delay), self._deafen, host.id, others)
+                at = self.random.choice((0, self.random.randrange(delay)))
+                self.world.timeline.after(at, self._deafen, host.id, others)
                 self.world.workload.ask_often(host, 300 * MS)
             host.run(host.process, host.process.transfer, to)
+
+    def _forgetful(self) -> None:
+        """Nobody wants anything, so all logs are alike. One node has not heard the leader for long, and stands for
+        election when the others come back from a crash, who do not remember what they promised that leader just now
+        (thesis §6.4.1); and the leader hears nothing of it.
+        """
+        world, random, plan = self.world, self.random, self.world.plan
+        leaders = [host for host in self._up() if host.process is not None and host.process.core.role is Role.LEADER]
+        if not leaders or len(self._up()) < 3:
+            return
+        leader = random.choice(leaders)
+        rest = [host for host in self._up() if host is not leader]
+        random.shuffle(rest)
+        candidate, others = rest[0], rest[1:]
+        silence = (plan.election_ticks + 1) * plan.tick_us * 21 // 20
+        world.workload.rest_until(world.timeline.now + silence + 100 * MS)
+        world.network.separate([leader.id], [candidate.id])
+        world.timeline.after(silence, self._deafen, leader.id, list(world.hosts))
+        back = random.randrange(1, 10) * MS
+        for host in others:
+            world.timeline.after(silence + random.randrange(1 * MS), self._crash_of, host, back)
+        for again in range(1, 6):
+            world.timeline.after(silence + again * (back + plan.disk_us), self._campaign_at, candidate)
+        world.timeline.after(silence, world.workload.ask_often, leader, plan.election_ticks * plan.tick_us)
+        world.fault(leader.id, "forgetful", f"{candidate.id} after {silence // MS} ms")
 
     def _deafen(self, node: NodeId, others: list[NodeId]) -> None:
         if not self.world.calm:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from smtpraft.cluster.members import Member
+from smtpraft.cluster.snapshot_format import SnapshotInfo
 from smtpraft.consensus import ConfState
 from smtpraft.errors import Fatal
 from smtpraft.simulator.invariants import Mirror
@@ -16,7 +17,8 @@ from smtpraft.simulator.process import Crash, Process
 from smtpraft.simulator.spoolfile import SpoolFile
 from smtpraft.simulator.timeline import MS, S
 from smtpraft.simulator.violation import Violation
-from smtpraft.storage import WalFailed, WalFull
+from smtpraft.storage import HardState, WalFailed, WalFull
+from smtpraft.storage.batch import BATCH_ALIGN_BYTES
 from smtpraft.storage.group import write_group
 from smtpraft.storage.segment import parse_segment_name
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
@@ -67,6 +69,7 @@ class Host:
         self.paused_until = 0
         self.stalled_until = 0
         self.apply_stalled_until = 0
+        self._writes_left = 0
         self._killed = True
         """Is the spool's file as the last process left it? Not after a loss of power."""
         plan = world.plan
@@ -167,12 +170,15 @@ class Host:
         return self.random.random() * MILLION < plan.aimed_ppm * times
 
     @contextlib.contextmanager
-    def aiming(self, fault: str, *, operations: int = 4, times: int = 1) -> Iterator[None]:
-        """Crash at one of the next operations of the disk, perhaps; or let one fail, if that was asked for."""
+    def aiming(self, fault: str, *, operations: int = 4, times: int = 1, early: bool = True) -> Iterator[None]:
+        """Crash at one of the next operations of the disk, perhaps; or let one fail, if that was asked for. `early`:
+        most often between a write and its sync.
+        """
         disk = self.disk
         if self.aimed(fault, times=times):
-            # Most of them between a write and its sync.
-            at = disk.operations + self.random.choice((2, 2, self.random.randint(1, operations)))
+            at = disk.operations + self.random.randint(1, operations)
+            if early:
+                at = self.random.choice((disk.operations + 2, disk.operations + 2, at))
 
             def cut(operation: Operation) -> None:
                 if operation.number >= at:
@@ -192,8 +198,8 @@ class Host:
             self.write_failed = True
             raise OSError(errno.EIO, os.strerror(errno.EIO), operation.path)
 
-    def crash(self, fault: str, *, power: bool | None = None) -> None:
-        """Lose all that is in memory, and, with the power, some of what was not synced."""
+    def crash(self, fault: str, *, power: bool | None = None, back_us: int | None = None) -> None:
+        """Lose all that is in memory, and, with the power, some of what was not synced. It is back after `back_us`."""
         process = self.process
         plan, random = self.world.plan, self.random
         if power is None:
@@ -217,12 +223,26 @@ class Host:
             self._killed = False
         self.disk.hook = None
         if not self.world.calm or not self.stays_down:
-            self.world.timeline.after(random.choice((20, 100, 500, 1500)) * MS, self.start)
+            delay = random.choice((20, 100, 500, 1500)) * MS if back_us is None else back_us
+            self.world.timeline.after(delay, self.start)
+            # Once more, when it has written once or twice: what the first crash left must not come back.
+            self._writes_left = random.choice((1, 1, 2)) if power and random.random() < 0.3 else 0
+
+    def wrote(self) -> None:
+        """The log was written and synced.
+
+        Raises:
+            Crash: this was what the last crash had left it to do.
+        """
+        if self._writes_left:
+            self._writes_left -= 1
+            if not self._writes_left and not self.world.calm:
+                raise Crash("crash")
 
     def _write_half(self, process: Process) -> None:
         """What was being written is written, but not synced; or some operations of it are done."""
         group = process.writer.in_flight
-        if group is None or self.random.random() < 0.3:
+        if group is None or group[0].job is not None or process.writer.begun or self.random.random() < 0.3:
             return
         at = self.disk.operations + self.random.choice((2, 2, 2, 3, 4, 6))
 
@@ -244,14 +264,19 @@ class Host:
         names = [each for each in disk.list_directory("wal") if parse_segment_name(each) and each <= name]
         if not names:
             return ""
-        chosen = random.choice(names)
+        chosen = max(names) if random.random() < 0.4 else random.choice(names)
         path = f"wal/{chosen}"
         contents = disk.contents(path)
         used = safe_bytes if chosen == name else len(contents.rstrip(b"\0"))
         if used <= 0:
             return ""
         self.damaged = True
-        offset = random.randrange(used)
+        # What was written last has the least behind it that tells of it; and behind a batch's entries are only zeros.
+        first = max(0, used - 4 * BATCH_ALIGN_BYTES) if random.random() < 0.6 else 0
+        offset = random.randrange(first, used)
+        if random.random() < 0.8:
+            offset -= offset % BATCH_ALIGN_BYTES - random.randrange(512)
+        offset = min(offset, used - 1)
         match random.choice(("flip", "flip", "zeros", "stale", "gone")):
             case "flip":
                 disk.flip(path, offset * 8 + random.randrange(8))
@@ -279,6 +304,15 @@ class Host:
         self.disk.capacity_bytes = None
 
     # What the process reports.
+
+    def installing(self, info: SnapshotInfo, hard_state: HardState) -> None:
+        """The spool is about to be replaced by a snapshot, and the log to begin behind it."""
+        self.mirror.installing = (info.index, info.term, hard_state)
+        self.mirror.applied_durable = self.applied = info.index
+
+    def installed(self) -> None:
+        """Both are done."""
+        self.world.invariants.installed(self)
 
     def members_are(self, index: int, conf_state: ConfState) -> None:
         """The process knows these members, from the entry at `index`."""

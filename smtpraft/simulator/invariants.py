@@ -1,8 +1,9 @@
 """What must be true after every event, whatever breaks. Each check looks at what changed and at nothing else.
 
 R1 to R15 are Raft's promises (Figure 3; §5, §8; thesis §4), D1 to D7 those of the disk, S1 that all machines are the
-same, S2 that reads are linearizable, Q what a client was told. They are judged from outside: what a node handed to its
-disk, what was there after the sync, what it said to whom. What a node believes of itself counts for nothing.
+same, S2 that reads are linearizable, S3 that a lease to read outlives no election, Q what a client was told. They are
+judged from outside: what a node handed to its disk, what was there after the sync, what it said to whom. What a node
+believes of itself counts for nothing; but for S3, which asks a leader whether it would read by its lease.
 
 R7 and R8 say that what a message tells of a term, a vote or an entry is durable before it leaves. Two kinds of message
 are exempt. A VOTE or PRE_VOTE request promises nothing: the vote that counts is the answer. A HEARTBEAT_RESP says only
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from smtpraft.consensus import Membership, Message, MessageType, RawNode, Role
 from smtpraft.consensus.election import TRANSFER
+from smtpraft.consensus.leader import _lease_stands as lease_stands
+from smtpraft.consensus.messages import SnapshotMeta
 from smtpraft.simulator.records import Committed, Mark
 from smtpraft.simulator.violation import Violation
 from smtpraft.storage import HardState
@@ -63,6 +66,11 @@ class Mirror:
 
     base: int = 0
     base_term: int = 0
+    log_base: int = 0
+    """Before this a snapshot is on its way to the disk; else as `base`."""
+    log_base_term: int = 0
+    installing: tuple[int, int, HardState] | None = None
+    """The log is about to begin after this index of this term: after a crash it does, or it does not."""
     log: dict[int, Mark] = field(default_factory=dict)
     log_last: int = 0
     durable: dict[int, Mark] = field(default_factory=dict)
@@ -114,11 +122,11 @@ class Invariants:
         """The core wants entries stored: what the log held from `batch.first` on is replaced."""
         mirror, first = process.host.mirror, batch.first
         log = mirror.log
-        if first > mirror.log_last + 1 or first <= mirror.base:
+        if first > mirror.log_last + 1 or first <= mirror.log_base:
             raise Violation("R3", f"{process.id} stores from {first}, its log is {mirror.base}..{mirror.log_last}")
         if first <= mirror.log_last:
             self._truncated(process, batch)
-        before = log[first - 1].term if first - 1 in log else mirror.base_term
+        before = log[first - 1].term if first - 1 in log else mirror.log_base_term
         known = self._entries
         for offset, mark in enumerate(batch.entries):
             index = first + offset
@@ -141,7 +149,7 @@ class Invariants:
         self._changes.add((index, log[index].term))
         if core.role is not Role.LEADER or log[index].term != core.term:
             return
-        for other in range(max(core.applied_index, process.host.mirror.base) + 1, index):
+        for other in range(max(core.applied_index, process.host.mirror.log_base) + 1, index):
             if (other, log[other].term) in self._changes:
                 raise Violation("R15", f"{process.id} begins change {index}, and has not applied change {other}")
 
@@ -210,6 +218,9 @@ class Invariants:
         D5: unless the disk lost some of it by itself, and the node knows: then it is what once was, in a new term.
         """
         mirror = host.mirror
+        if mirror.installing is not None and (log.prev_index, log.last_index) == (mirror.installing[0],) * 2:
+            self.installed(host)
+        mirror.log_base, mirror.log_base_term = mirror.base, mirror.base_term
         old = mirror.hard_state
         entries = dict(found)
         for index, mark in entries.items():
@@ -224,6 +235,9 @@ class Invariants:
             after = _after(mirror, mirror.writing)
             # Terms and votes are promised in a place of their own as well, before the log has them.
             states += [after, (mirror.durable, mirror.durable_last, after[2])]
+        if mirror.installing is not None:
+            states.append((mirror.durable, mirror.durable_last, mirror.installing[2]))
+            mirror.installing = None
         state = HardState(hard_state.term, hard_state.vote, 0)
         for durable, last, hard in states:
             if log.last_index == last and here == durable and state == HardState(hard.term, hard.vote, 0):
@@ -271,6 +285,40 @@ class Invariants:
             mirror.log.pop(index, None)
             mirror.durable.pop(index, None)
         mirror.base, mirror.base_term = to_index, term
+        if mirror.log_base < to_index:
+            mirror.log_base, mirror.log_base_term = to_index, term
+
+    # Snapshots.
+
+    def restores(self, process: Process, meta: SnapshotMeta) -> None:
+        """R16: a snapshot takes the place of a log that has less; it is of what is committed."""
+        mirror, index = process.host.mirror, meta.index
+        if index <= process.seen_commit:
+            raise Violation("R16", f"{process.id} restores from {index}, committed there is {process.seen_commit}")
+        if index > self.commit_index or self.committed[index].term != meta.term:
+            raise Violation("R16", f"{process.id} restores from {index} of term {meta.term}, which is not committed")
+        mirror.log.clear()
+        mirror.log_last = mirror.log_base = index
+        mirror.log_base_term = meta.term
+        self.checks += 1
+
+    def installed(self, host: Host) -> None:
+        """The log on the disk begins behind the snapshot."""
+        mirror = host.mirror
+        assert mirror.installing is not None
+        mirror.base, mirror.base_term, mirror.hard_state = mirror.installing
+        mirror.durable.clear()
+        mirror.durable_last = mirror.base
+        mirror.lost = {index: mark for index, mark in mirror.lost.items() if index > mirror.base}
+        mirror.installing = None
+
+    def completed(self, host: Host) -> None:
+        """As `installed`, of an install that a crash had interrupted: at the start, when there is no log but this."""
+        self.installed(host)
+        mirror = host.mirror
+        mirror.log.clear()
+        mirror.log_last = mirror.log_base = mirror.base
+        mirror.log_base_term = mirror.base_term
 
     # What is said.
 
@@ -363,7 +411,11 @@ class Invariants:
                 )
         mirror, stable = process.host.mirror, raft.raftlog.stable_index
         mark = mirror.durable.get(stable)
-        if stable > mirror.base and (mark is None or mark.term != raft.log.term(stable)):
+        if (
+            raft.raftlog.snapshot is None
+            and stable > mirror.base
+            and (mark is None or mark.term != raft.log.term(stable))
+        ):
             raise Violation("D1", f"{process.id} takes entry {stable} for stored: its disk has another, or none")
         if commit > raft.log.last_index or raft.raftlog.applied_index > commit:
             raise Violation("R11", f"{process.id}: applied, commit, last index are not in this order")
@@ -372,6 +424,7 @@ class Invariants:
         other = self._leaders.setdefault(term, process.id)
         if other != process.id:
             raise Violation("R1", f"{other} and {process.id} both lead term {term}")
+        self._leases_are_over(process, term)
         membership = process.core.raft.tracker.membership
         for voters in (membership.incoming, membership.outgoing):
             granted = sum(self.votes.get((term, node)) == process.id for node in voters)
@@ -379,13 +432,25 @@ class Invariants:
                 raise Violation("R14", f"{process.id} leads term {term} by {granted} votes of {len(voters)} voters")
         mirror = process.host.mirror
         index = self.commit_index
-        while index > mirror.base and self._committed_in[index] >= term:
-            index -= 1
-        if index <= mirror.base:
-            return
         log = process.core.log
+        base = max(mirror.base, log.prev_index)
+        while index > base and self._committed_in[index] >= term:
+            index -= 1
+        if index <= base:
+            return
         if index > log.last_index or log.term(index) != self.committed[index].term:
             raise Violation("R4", f"{process.id} leads term {term} without {index}, which is committed")
+
+    def _leases_are_over(self, process: Process, term: int) -> None:
+        """S3: who may answer reads on its word alone is the only leader there is (thesis §6.4.1)."""
+        if not process.plan.lease_reads:
+            return
+        for host in self._hosts.values():
+            other = host.process
+            if other is None or other is process or other.core.role is not Role.LEADER:
+                continue
+            if lease_stands(other.core.raft):
+                raise Violation("S3", f"{process.id} leads term {term} while {other.id} may read by its lease")
 
     def _commit_moved(self, process: Process, commit: int, *, leading: bool) -> None:
         core = process.core
@@ -398,7 +463,7 @@ class Invariants:
         if leading and log.term(commit) != core.term:
             raise Violation("R10", f"{process.id} commits {commit} of term {log.term(commit)} in term {core.term}")
         mirror = process.host.mirror
-        for index in range(max(old, mirror.base) + 1, min(commit, self.commit_index) + 1):
+        for index in range(max(old, mirror.base, log.prev_index) + 1, min(commit, self.commit_index) + 1):
             if log.term(index) != self.committed[index].term:
                 raise Violation("R5", f"{process.id} takes another entry {index} for committed")
         for index in range(self.commit_index + 1, commit + 1):

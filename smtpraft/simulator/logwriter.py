@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from smtpraft.simulator.process import Process
 
 BATCH_BYTES_MAX: Final = 16 * 1024
-VOUCH_US: Final = 500 * MS
 ROOM_US: Final = 250 * MS
 
 
@@ -36,6 +35,8 @@ class LogWriter:
         self._waits_since = 0.0
         self.in_flight: list[Submission] | None = None
         """What is being written."""
+        self.begun = False
+        """Some of that is handed to the disk already."""
 
     def submit(self, write: Write, entries: list[Mark], done: Callable[[], None]) -> None:
         """Have it written; `done` is called when it is, and all before it."""
@@ -48,6 +49,14 @@ class LogWriter:
                 write.spans, write.first_index, write.last_index, size_bytes, write.hard_state, write.sync, done, 0.0
             )
         )
+        self._next()
+
+    def submit_job(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+        """Have `job` done between what was submitted before and after it, then `done`."""
+        if not self._queue:
+            self._waits_since = self._process.now_s()
+        self._batches.append(Batch(None, 0, []))
+        self._queue.append(Submission((), 0, 0, 0, None, False, done, 0.0, job))
         self._next()
 
     def oldest_unsynced_age_s(self) -> float:
@@ -67,20 +76,25 @@ class LogWriter:
         """The disk is done, or dies, or has no room."""
         process = self._process
         segment = self._wal._segments[-1]
-        vouched = self._host.vouched
+        vouched, number = self._host.vouched, self._wal._number
         if self._wal._durable == self._wal._number:  # No mark lies between, which nothing vouches for.
             vouched = (segment.name, segment.end_offset)
         large = sum(item.size_bytes for item in group) > SECTOR_BYTES
         with self._host.aiming("crash-persist", times=10 if large and process.plan.has("torn") else 1):
             try:
+                self.begun = True
                 write_group(self._wal, group)
             except WalFull:
+                self.begun = False
                 process.after(ROOM_US, self._write, group)
                 return
+        self.begun = False
         self.in_flight = None
-        self._host.vouched = vouched  # By the header of the batch that was written now.
+        if self._wal._number != number:  # A group that wanted nothing but its turn writes none.
+            self._host.vouched = vouched  # By the header of the batch that was written now.
         process.world.invariants.synced(self._host, [self._batches.popleft() for _ in group])
         process.aim("crash-persist")
+        self._host.wrote()
         for _ in group:
             self._queue.popleft()
         self._waits_since = process.now_s()
@@ -91,7 +105,7 @@ class LogWriter:
         self._next()
         if not self._queue:
             self._vouch_number += 1
-            process.after(VOUCH_US, self._vouch, self._vouch_number)
+            process.after(process.plan.vouch_us, self._vouch, self._vouch_number)
         if process.random.random() < 0.3:
             process.after(self._host.disk_latency_us(), self._prepare_spares)
 

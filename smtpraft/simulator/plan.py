@@ -1,7 +1,8 @@
 """One bad day, drawn from its seed: how large the cluster, how slow the network, which faults and how many of each.
 
 Every seed has few kinds of faults, each often ("swarm testing"): all of them at once would drown one another, and a
-cluster that never commits proves nothing.
+cluster that never commits proves nothing. Four days of seven are about what is worst together (`THEMES`) with little
+besides, one has one to three kinds of faults and nothing else, the others a part of all.
 """
 
 from __future__ import annotations
@@ -35,22 +36,31 @@ PROCESS: Final = (
 )
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
-RAFT: Final = ("transfer", "campaign", "forget-leader", "membership", "usurp")
+RAFT: Final = ("transfer", "campaign", "forget-leader", "forgetful", "membership", "usurp")
+LATE: Final = ("snapshot",)
+"""Drawn apart: all else on a day without it is as it would be if it did not exist."""
 
-FAULTS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
+KINDS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
+FAULTS: Final = (*KINDS, *LATE)
 """Every kind of fault, by name."""
 
 THEMES: Final = (
     "power torn slow crash crash-persist crash-recovery eio",
     "power torn slow crash crash-persist crash-all",
     "stale-leader isolate-leader transfer reorder pause",
+    "forgetful transfer",
     "membership usurp stall isolate-leader transfer",
     "membership stall slow campaign forget-leader",
     "usurp stall crash-persist",
     "damage crash crash-all power usurp",
+    "damage crash power",
+    "power crash crash-persist crash-recovery",
     "full crash-recovery power slow",
 )
-"""What is worst together, each for one part of the whole: half of the days are about one of these."""
+"""What is worst together, each for one part of the whole."""
+
+LEASES: Final = frozenset({"stale-leader", "forgetful"})
+"""What is worst for leases to read."""
 
 MODIFIERS: Final = frozenset({"power", "torn", "delay"})
 """What changes how others work and does nothing alone."""
@@ -80,6 +90,8 @@ class Plan:
     """Of the operations that a crash is aimed at, how many in a million meet one."""
     lazy_ppm: int
     """How often a node takes more in before it does something."""
+    vouch_us: int
+    """An idle log says so long after its last write that this one was synced."""
     segment_bytes: int
     keep_entries: int
     compact_every: int
@@ -97,14 +109,23 @@ class Plan:
         """Return the plan of `seed`; `nodes` and `only` (kinds of faults) override what it would be."""
         draw = Random(seed)
         size = draw.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7))
-        share = draw.choice((0.15, 0.3, 0.3, 0.5))
-        theme = draw.choice(THEMES).split() if draw.random() < 0.5 else []
-        share = share / 3 if theme else share
-        drawn = frozenset(fault for fault in FAULTS if draw.random() < share).union(theme)
+        theme: list[str] = []
+        match draw.choice(("theme", "theme", "theme", "theme", "few", "many", "many")):
+            case "theme":
+                theme = draw.choice(THEMES).split()
+                share = draw.choice((0.0, 0.0, 0.05, 0.15))
+            case "few":
+                theme = draw.sample(KINDS, draw.choice((1, 1, 2, 3)))
+                share = 0.0
+            case _:
+                share = draw.choice((0.15, 0.3, 0.5))
+        drawn = frozenset(fault for fault in KINDS if draw.random() < share).union(theme)
+        if Random(-seed - 1).random() < 0.25:
+            drawn = drawn.union(LATE)
         faults = drawn if only is None else only
         # Some as the product has it by default, most with coarser ticks: that is more days an hour.
         tick_ms, election_ticks, heartbeat_ticks = draw.choice(
-            ((10, 15, 5), (25, 6, 2), (50, 5, 2), (50, 5, 2), (50, 8, 2), (100, 5, 1))
+            ((10, 15, 5), (25, 6, 2), *[(50, 5, 2)] * 4, *[(50, 8, 2)] * 2, *[(100, 5, 1)] * 4)
         )
         slow = "delay" in faults
         return cls(
@@ -126,12 +147,13 @@ class Plan:
             fault_every_us=draw.choice((200_000, 500_000, 1_000_000)),
             aimed_ppm=draw.choice((5_000, 20_000, 50_000)),
             lazy_ppm=draw.choice((0, 50_000, 300_000, 600_000)),
-            segment_bytes=draw.choice((64, 256)) * 1024,
-            keep_entries=draw.choice((5, 50, 200)),
-            compact_every=draw.choice((30, 100, 300)),
+            vouch_us=draw.choice((5_000, 50_000, 500_000)),
+            segment_bytes=draw.choice((16, 32, 64, 256)) * 1024,
+            keep_entries=min(draw.choice((3, 20, 100)), 3 if "snapshot" in faults else 100),
+            compact_every=min(draw.choice((10, 30, 100)), 10 if "snapshot" in faults else 100),
             cache_bytes=draw.choice((2_000, 20_000, 1_000_000)),
-            lease_reads=draw.random() < (0.6 if "stale-leader" in theme else 0.3),
-            rounds=draw.choice((1, 2, 4)),
+            lease_reads=draw.random() < (0.3 if LEASES.isdisjoint(theme) else 0.8),
+            rounds=min(draw.choice((1, 2, 4)), max(1, seconds // 5)),
             inflight_messages=draw.choice((1, 2, 4, 16)),
             append_bytes=draw.choice((200, 1_000, 4_000)),
         )

@@ -26,6 +26,8 @@ from smtpraft.cluster.members import Changed, encode_found
 from smtpraft.cluster.proposals import Proposals
 from smtpraft.cluster.proposing import Proposing
 from smtpraft.cluster.reads import Reads
+from smtpraft.cluster.snapshot_format import SNAPSHOT_FRAMES, SnapshotInfo
+from smtpraft.cluster.snapshots import restart_log, resume_install
 from smtpraft.consensus import (
     APPEND_THREAD,
     APPLY_THREAD,
@@ -41,17 +43,20 @@ from smtpraft.consensus import (
     RawNode,
     Role,
 )
+from smtpraft.consensus.messages import SnapshotMeta
 from smtpraft.errors import Stopped
 from smtpraft.simulator import invariants, records
+from smtpraft.simulator.compaction import Compaction
 from smtpraft.simulator.futures import AtOnce
 from smtpraft.simulator.invariants import Before
 from smtpraft.simulator.logwriter import LogWriter
 from smtpraft.simulator.network import Frame
 from smtpraft.simulator.records import Mark
+from smtpraft.simulator.snapshots import Files, Snapshots
 from smtpraft.simulator.timeline import MS
 from smtpraft.simulator.wires import VirtualOutbound, Wires
 from smtpraft.spool.machine import SpoolMachine
-from smtpraft.storage import Wal
+from smtpraft.storage import HardState, Wal
 from smtpraft.types import NO_NODE, NodeId
 
 if TYPE_CHECKING:
@@ -88,6 +93,8 @@ class Process:
         self.random = world.random
         self.failed = False
         self.log = fastlog.Log()
+        self.machine = SpoolMachine(host.spool.path, host.id, monotonic=host.monotonic_s, background=False)
+        pending = self._resume_install()
         self.wal, recovery = Wal.open(
             host.disk,
             "wal",
@@ -102,7 +109,13 @@ class Process:
         )
         found = records.marks([self._on_disk(self.log.first_index, self.log.last_index)])
         world.invariants.recovered(host, recovery.hard_state, self.log, found, abstains=self.wal.abstain_term > 0)
-        self.machine = SpoolMachine(host.spool.path, host.id, monotonic=host.monotonic_s, background=False)
+        hard_state = recovery.hard_state
+        if pending is not None:
+            info, marked = pending
+            newer = marked if marked.term >= hard_state.term else hard_state
+            host.mirror.installing = (info.index, info.term, newer)
+            hard_state = restart_log(self.snapshot_files, self.wal, self.log, hard_state, pending)
+            world.invariants.completed(host)
         self.machine.read_entry = self._command_at
         self.applier = Applier(
             self.machine,
@@ -114,7 +127,7 @@ class Process:
         )
         applied, sessions = self.applier.open(background=False)
         host.reopened(applied)
-        begins = where_to_begin(self.log, self.wal, recovery.hard_state, self.applier, alone=plan.nodes == 1)
+        begins = where_to_begin(self.log, self.wal, hard_state, self.applier, alone=plan.nodes == 1)
         host.replays_to = applied if self.applier.applied_index < applied else 0
         # The log knows the members best; before it does, the founders' record (`cluster.admission`).
         members = self.applier.members
@@ -137,6 +150,7 @@ class Process:
             begins,
             self.applier.applied_index,
             Random(self.random.getrandbits(32)),
+            self._provide_snapshot,
             abstains_through=self.wal.abstain_term,
         )
         self.core.lease_held = self._read_lease_held
@@ -175,6 +189,8 @@ class Process:
         )
         self.foresight = Foresight(host.id, self.proposals)
         self.writer = LogWriter(self, self.wal)
+        self.snapshots = Snapshots(self, self.snapshot_files)
+        self.compaction = Compaction(self)
         self._abstention = Abstention(self.wal, self.log, self.core, AtOnce(), host.fail)
         self._to_apply: deque[records.Committed] = deque()
         self._applying: deque[Message] = deque()
@@ -184,7 +200,6 @@ class Process:
         self._newest_stamp = 0
         self._leader_started_index = 0
         self._leader_since = 0.0
-        self._compacting = False
         self._found_at = 0
         self._next_sweep = 0
 
@@ -236,6 +251,8 @@ class Process:
             return
         while core.has_ready():
             output = core.ready()
+            if output.snapshot is not None:
+                self.world.invariants.restores(self, output.snapshot)
             marks = self._handed_out(output.entries)
             if output.soft_state is not None:
                 self._role_changed()
@@ -274,6 +291,9 @@ class Process:
         return found
 
     def _store(self, message: Message, must_sync: bool, entries: list[Mark]) -> None:
+        if message.snapshot is not None:
+            self.snapshots.install(message.snapshot)
+            self.foresight.unseen(message.snapshot.index)
         write = self.appends.take(message, must_sync)
         if write is None:
             self._stored(message)
@@ -321,6 +341,13 @@ class Process:
         self._to_apply.clear()
         self.applier.work()
 
+    def finish_applying(self) -> None:
+        """What was committed before a snapshot is applied before it."""
+        self.world.applying(self, self._to_apply)
+        self._to_apply.clear()
+        while self.applier.work():
+            pass
+
     def _applied_here(self, deliver: Callable[[], None]) -> None:
         """The machine has committed its transaction; its thread tells the loop."""
         self.aim("crash-apply")
@@ -349,7 +376,7 @@ class Process:
             for response in self._applying.popleft().responses:
                 self.core.step(response)
         self.turn()
-        self._consider_compaction()
+        self.compaction.consider()
 
     def _members_changed(self, changed: Changed) -> None:
         """As `cluster.roster`: core and heartbeats hear of it before it is reported as applied."""
@@ -360,42 +387,20 @@ class Process:
         self.heartbeats.set_voters(self.core.conf_state)
         self.host.members_are(changed.index, changed.conf_state)
 
-    # ---- compaction -------------------------------------------------------------------------------------------------
+    # ---- snapshots --------------------------------------------------------------------------------------------------
 
-    def _consider_compaction(self) -> None:
-        if self.plan.has("membership") or self.plan.has("damage"):
-            return  # Who joins, or lost all, needs the log from its beginning: snapshots do not travel here yet.
-        applied = self.applier.applied_index
-        wanted = applied - self.plan.keep_entries
-        to_index = min(wanted, self._retain_index())
-        if self._compacting or to_index - self.log.prev_index < self.plan.compact_every:
-            return
-        self._compacting = True
-        self.after(self.host.apply_latency_us(), self._prepare_compaction, to_index)
+    def _resume_install(self) -> tuple[SnapshotInfo, HardState] | None:
+        """As `cluster.node`: an install that a crash has interrupted is completed before anything else."""
+        self.snapshot_files = Files(self.host)
+        if not self.plan.has("snapshot"):
+            return None
+        pending = resume_install(self.snapshot_files, self.machine)
+        if pending is not None:
+            self.host.applied = self.host.mirror.applied_durable = pending[0].index
+        return pending
 
-    def _prepare_compaction(self, to_index: int) -> None:
-        self.machine.before_compaction(to_index)
-        self.aim("crash-apply")
-        safe = self.machine.checkpoint()
-        self.host.checkpointed(safe)
-        self.after(self.host.apply_latency_us(), self._cut, min(to_index, safe))
-
-    def _cut(self, to_index: int) -> None:
-        self._compacting = False
-        if to_index <= self.log.prev_index:
-            return
-        term = self.log.term(to_index)
-        self.core.compact(to_index)
-        self.world.invariants.compacted(self.host, to_index, term)
-        self.turn()
-        self.aim("crash-apply")
-        with self.host.aiming("crash-persist"):
-            self.wal.compact(to_index)
-
-    def _retain_index(self) -> int:
-        if self.core.role is not Role.LEADER:
-            return min(self.heartbeats.retain_index, self.appends.durable_index)
-        return min(row.match_index for row in self.core.raft.tracker.progress.values())
+    def _provide_snapshot(self) -> SnapshotMeta | None:
+        return self.snapshots.provide() if self.plan.has("snapshot") else None
 
     # ---- in and out -------------------------------------------------------------------------------------------------
 
@@ -403,14 +408,18 @@ class Process:
         """A frame has come."""
         kind, head, tail = frame
         beats = self.heartbeats
+        if kind in SNAPSHOT_FRAMES:
+            self.snapshots.received(peer, kind, head, tail)
+            self.turn()
+            return
         if kind == fastlog.FRAME_HEARTBEAT:
             message, accepted = beats.decode(peer, head)
-            self._step(message)
+            self.step(message)
             if self.core.leader_id == peer and self.core.term == message.term:
                 accepted(self.now_s())
         elif kind == fastlog.FRAME_HEARTBEAT_RESPONSE:
             term = self.core.term if self.core.role is Role.LEADER else 0
-            self._step(beats.decode_response(peer, head, term, self.now_s()))
+            self.step(beats.decode_response(peer, head, term, self.now_s()))
         else:
             message = wire.decode_message(kind, head, tail, sender=peer, to=self.id)
             if message.type is MessageType.PROP:
@@ -418,12 +427,12 @@ class Process:
             else:
                 if message.type is MessageType.READ_INDEX:
                     self.outbound.hurry(peer, self.core.commit_index)
-                self._step(message)
+                self.step(message)
                 if message.type is MessageType.APP and self.core.leader_id == peer:
                     beats.leader_contact_at = self.now_s()
         self.turn(lazy=True)
 
-    def _step(self, message: Message) -> None:
+    def step(self, message: Message) -> None:
         core = self.core
         asks = message.type is MessageType.VOTE or message.type is MessageType.PRE_VOTE
         before = Before(core, self.ticks - self.heard_at) if asks else None
@@ -444,12 +453,14 @@ class Process:
         self.aim("crash-send")
         if kind is MessageType.HEARTBEAT:
             may_grant = self.core.applied_index >= self._leader_started_index
-            frame = self.heartbeats.encode(message, self.now_s(), self._retain_index(), may_grant)
+            frame = self.heartbeats.encode(message, self.now_s(), self.compaction.retain_index(), may_grant)
             self.wires.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
             lag_ms = int(self.writer.oldest_unsynced_age_s() * 1000)
             frame = self.heartbeats.encode_response(message, self.now_s(), self.applier.applied_index, lag_ms)
             self.wires.send_control(message.to, frame)
+        elif kind is MessageType.SNAP:
+            self.snapshots.send(message)
         else:
             self.outbound.send(message)
 

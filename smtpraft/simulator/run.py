@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import traceback
@@ -55,6 +56,8 @@ def live(plan: Plan, directory: str | None = None) -> Day:
     day = Day(plan)
     begun = process_time()
     world = World(plan, work)
+    collects = gc.isenabled()
+    gc.disable()  # A day is short, and most of what it makes stays until its end: looking for cycles finds little.
     try:
         try:
             world.run()
@@ -68,6 +71,8 @@ def live(plan: Plan, directory: str | None = None) -> Day:
             day.rule, day.text = "ERROR", "".join(traceback.format_exception(error))
     finally:
         world.close()
+        if collects:
+            gc.enable()
         shutil.rmtree(work, ignore_errors=True)
     day.real_s = process_time() - begun
     day.simulated_us = world.timeline.now

@@ -62,6 +62,7 @@ class SpoolFile:
             shutil.copyfile(self._old + "-wal", self.path + "-wal")
             if power:
                 synced = self._synced if salt == self._salt else _HEADER_BYTES
+                self._syncs = ""  # The count may have gone back, and reach the same number once more.
                 os.truncate(self.path + "-wal", random.randint(synced, max(synced, end)))
 
     def forget_old(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any, Final
 
 US: Final = 1
@@ -26,16 +26,20 @@ class Timeline:
     def after(self, delay_us: int, act: Callable[..., object], *arguments: object) -> None:
         """Do `act` so much later; never in the past."""
         self._number += 1
-        heapq.heappush(self._events, (self.now + max(delay_us, 0), self._number, act, arguments))
+        at = self.now + delay_us if delay_us > 0 else self.now
+        heappush(self._events, (at, self._number, act, arguments))
 
     def run_until(self, end_us: int, *, stop: Callable[[], bool] | None = None) -> bool:
         """Live until then; or until `stop`, asked after each event, says so. Return whether it did."""
-        events, pop = self._events, heapq.heappop
-        while events and events[0][0] <= end_us:
-            self.now, _, act, arguments = pop(events)
-            self.events_done += 1
-            act(*arguments)
-            if stop is not None and stop():
-                return True
+        events, done = self._events, 0
+        try:
+            while events and events[0][0] <= end_us:
+                self.now, _, act, arguments = heappop(events)
+                done += 1
+                act(*arguments)
+                if stop is not None and stop():
+                    return True
+        finally:
+            self.events_done += done
         self.now = max(self.now, end_us)
         return False

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 DEADLINES_S: Final = (0.3, 1.0, 3.0)
-STEPS_MAX: Final = 100_000
+STEPS_MAX: Final = 30_000
 
 
 @dataclass(slots=True)
@@ -72,6 +72,7 @@ class Workload:
         self._on: list[Host] = list(world.hosts.values())
         self._going = True
         self._last: Write | None = None
+        self._rests_until = 0
 
     def start(self) -> None:
         """Begin to want things."""
@@ -87,11 +88,16 @@ class Workload:
         self._going = False
         self._on = hosts
 
+    def rest_until(self, moment_us: int) -> None:
+        """Write nothing until then."""
+        self._rests_until = moment_us
+
     @property
     def settled(self) -> bool:
         """Has everybody who asked a living node got an answer?"""
-        waiting = sum(self._open[host.id] for host in self._on if self.world.is_member(host))
-        return not waiting and (self._last is None or self._last.outcome == "done")
+        if self._last is not None and self._last.outcome != "done":
+            return False
+        return not any(self._open[host.id] and self.world.is_member(host) for host in self._on)
 
     def open_text(self) -> str:
         """Return who still waits."""
@@ -118,7 +124,7 @@ class Workload:
             return
         self.world.timeline.after(self.random.randrange(2 * self.world.plan.write_every_us), self._write_again)
         host = self.random.choice(self._on)
-        if host.process is not None:
+        if host.process is not None and self.world.timeline.now >= self._rests_until:
             self.write(host, self.random.choice(DEADLINES_S))
 
     def write(self, host: Host, deadline_s: float) -> Write:

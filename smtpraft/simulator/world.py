@@ -159,9 +159,11 @@ class World:
         """Is everything committed, applied everywhere, and everybody answered?"""
         if not self.workload.settled:
             return False
+        state = self.members()
+        members = {*state.voters, *state.learners, *state.voters_outgoing}
         last = -1
         for host in core:
-            if not self.is_member(host):
+            if host.id not in members:
                 continue
             process = host.process
             if process is None:

@@ -113,13 +113,18 @@ class Promises:
         Raises:
             WalReadOnly, OSError: as `write`.
         """
-        wanted = replace(self._current or Promise(), **changes)  # type: ignore[arg-type]
-        if wanted != self._current or (not changes and wanted.durable != durable):
-            self.write(replace(wanted, durable=durable), soon=soon)
+        current = self._current
+        if current is None or not (
+            # As it nearly always is: this is asked before every write of the log.
+            all(getattr(current, name) == value for name, value in changes.items())
+            if changes
+            else current.durable == durable
+        ):
+            self.write(replace(current or Promise(), **changes, durable=durable), soon=soon)  # type: ignore[arg-type]
         elif self._behind:
             self._behind += 1
             if not soon or self._behind > BEHIND_MAX:
-                self._put(wanted, 1 - self._slot)
+                self._put(current, 1 - self._slot)
                 self._behind = 0
 
     def write(self, promise: Promise, *, soon: bool = False) -> None:

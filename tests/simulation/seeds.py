@@ -25,5 +25,13 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         Order(9, seconds=20),
         "an answer to a deposed leader, which led again, sent a member back to the first entry",
     ),
+    (
+        Order(54, seconds=10),
+        "a bug of the simulator: after a loss of power it missed a sync of the spool, and lost what that had stored",
+    ),
+    (
+        Order(15, seconds=10),
+        "a bug of the simulator: it let a disk lose what nothing vouched for yet, as if that were no torn tail",
+    ),
 )
 """(what to live, what it showed once)."""

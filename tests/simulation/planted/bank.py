@@ -484,4 +484,23 @@ BANK: Final = (
         "        store.put_body(part.number, content)\n",
         "",
     ),
+    # Snapshots.
+    Bug(
+        "a snapshot is confirmed before it is installed",
+        "consensus/follower.py",
+        "        raft.acknowledge(message.sender, raft.log.last_index)\n    else:\n",
+        "        raft.send(Message(APP_RESP, message.sender, index=raft.log.last_index))\n    else:\n",
+    ),
+    Bug(
+        "a snapshot older than what is committed here is restored from",
+        "consensus/follower.py",
+        "    if snapshot.index <= raftlog.commit_index:\n        return False\n    state",
+        "    state",
+    ),
+    Bug(
+        "an install is taken for complete before the log begins behind it",
+        "cluster/snapshots.py",
+        "    wal.restart(info.index, info.term, hard_state)\n    files.unmark()\n",
+        "    files.unmark()\n    wal.restart(info.index, info.term, hard_state)\n",
+    ),
 )

@@ -17,7 +17,7 @@ from .bank import Bug
 
 PACKAGE: Final = Path(__file__).parents[3] / "smtpraft"
 SEEDS: Final = 2000
-SECONDS: Final = 20
+SECONDS: Final = 10
 DAY_S: Final = 60
 """Longer than any day takes, however slow the machine."""
 
@@ -71,6 +71,10 @@ def hunt(bug: Bug, *, first: int = 0, seeds: int = SEEDS, seconds: int = SECONDS
             for library in (copy / "consensus").glob("*.so"):
                 library.unlink()  # The compiled core is made of the right code.
         (copy / bug.file).write_text(planted(bug))
+        # Where that module was compiled, all of its package runs from the source: compiled neighbours know its layout.
+        for compiled in (copy / bug.file).parent.glob("*.so"):
+            if (compiled.parent / (compiled.name.split(".")[0] + ".py")).exists():
+                compiled.unlink()
         environment = {**os.environ, "PYTHONPATH": directory, "SMTPRAFT_PURE": str(int(bug.pure))}
         command = [sys.executable, "-c", _HUNT, str(first), str(seeds), str(seconds), str(timeout_s)]
         try:
@@ -87,6 +91,6 @@ def hunt(bug: Bug, *, first: int = 0, seeds: int = SEEDS, seconds: int = SECONDS
             return Catch(None, "TIME", f"a day took more than {DAY_S} s", monotonic() - begun, first)
     took_s = monotonic() - begun
     if done.returncode != 0:
-        return Catch(first, "START", done.stderr[-2000:], took_s, first + 1)
+        raise RuntimeError(f"{bug.name!r} was not hunted: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     return Catch(found.get("seed"), found.get("rule", ""), found.get("text", ""), took_s, found["seeds"])
