@@ -2,12 +2,14 @@
 
 import cython
 
-from smtpraft.consensus.messages cimport EntryRange, Message
+from smtpraft.consensus.messages cimport EntryRange, Message, entry_range, new_message
 from smtpraft.consensus.progress cimport Progress
 from smtpraft.consensus.raft cimport Raft
 from smtpraft.consensus.raftlog cimport RaftLog
 
 cpdef propose(Raft raft, object payloads)
+cdef _check_open(Raft raft)
+cdef _reserve(Raft raft, long long payload_bytes)
 cpdef append(Raft raft, object kind, object payloads)
 @cython.locals(progress=Progress)
 cpdef broadcast_append(Raft raft)
@@ -33,6 +35,7 @@ cdef bint _join(
 @cython.locals(index="unsigned long long", raftlog=RaftLog)
 cpdef bint maybe_commit(Raft raft) except -1
 cdef bint _confirms_probe(Raft raft, Progress progress, unsigned long long index) except -1
+cdef _release_postponed_reads(Raft raft)
 @cython.locals(progress=Progress, index="unsigned long long", own="bint")
 cpdef on_append_response(Raft raft, Message message)
 cpdef tick(Raft raft)

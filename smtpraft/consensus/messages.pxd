@@ -3,6 +3,8 @@
 import cython
 
 
+@cython.final
+@cython.freelist(32)
 cdef class EntryRange:
     cdef readonly unsigned long long first
     cdef readonly unsigned long long last
@@ -12,6 +14,10 @@ cdef class EntryRange:
 cpdef EntryRange entry_range(unsigned long long first, unsigned long long last)
 
 
+# Not for the garbage collector: a message holds values and other messages, and none of them holds it.
+@cython.final
+@cython.freelist(64)
+@cython.no_gc
 cdef class Message:
     cdef public object type
     cdef public str to
@@ -35,6 +41,9 @@ cdef class Message:
 cpdef Message new_message(object type, str to, str sender, unsigned long long term)
 
 
+@cython.final
+@cython.freelist(8)
+@cython.no_gc
 cdef class Output:
     cdef public object soft_state
     cdef public object hard_state

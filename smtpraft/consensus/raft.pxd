@@ -1,7 +1,7 @@
 import cython
 
 from smtpraft.consensus cimport follower, leader
-from smtpraft.consensus.messages cimport EntryRange, Message
+from smtpraft.consensus.messages cimport EntryRange, Message, new_message
 from smtpraft.consensus.raftlog cimport RaftLog
 from smtpraft.consensus.tracker cimport Tracker
 
@@ -9,6 +9,7 @@ from smtpraft.consensus.tracker cimport Tracker
 cdef class Raft:
     cdef public object config
     cdef public bint as_reference
+    cdef public bint lease_reads
     cdef public unsigned long long max_append_bytes
     cdef public str id
     cdef public object random

@@ -74,6 +74,7 @@ class Raft:
             raise LogLost(f"applied {applied}, but the log begins after {log.prev_index}")
         self.config = config
         self.as_reference = config.as_reference
+        self.lease_reads = config.lease_reads and not config.as_reference
         self.max_append_bytes = config.max_append_bytes
         self.id = config.id
         self.random = random
@@ -346,7 +347,7 @@ class Raft:
 
     def promise(self) -> None:
         """A leader was heard of: with leases, vote for nobody for an election timeout."""
-        if self.config.lease_reads and not self.as_reference:
+        if self.lease_reads:
             self.promised_ticks = self.config.election_ticks
 
     def _step_higher(self, message: Message) -> bool:

@@ -1,6 +1,6 @@
 import cython
 
-from smtpraft.consensus.messages cimport EntryRange
+from smtpraft.consensus.messages cimport EntryRange, entry_range
 
 
 cdef class RaftLog:

