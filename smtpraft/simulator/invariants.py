@@ -246,6 +246,13 @@ class Invariants:
             if not abstains:
                 raise Violation("D1", _difference(host, hard_state, log, here, states))
             self._damaged(host, hard_state, here)
+            if log.last_index < mirror.base:
+                # Segments that were to be recycled were still there, and it is back in one of those.
+                lost = range(log.last_index + 1, mirror.base + 1)
+                mirror.lost.update({index: self.committed[index] for index in lost})
+                mirror.base = mirror.log_base = log.prev_index
+                mirror.base_term = mirror.log_base_term = log.prev_term
+                here = entries
         mirror.log = dict(here)
         mirror.durable = here
         mirror.log_last = mirror.durable_last = log.last_index
