@@ -15,7 +15,8 @@ SYNC_FAILED: int
 @final
 class Batch:
     dones: list[Callable[[], None]]
-    spans: list[Buffer]
+    @property
+    def spans(self) -> list[Buffer]: ...
     hard_state: HardState | None
     job: Callable[[], None] | None
     first_index: int

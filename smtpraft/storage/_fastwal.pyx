@@ -12,7 +12,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport read
 
@@ -81,8 +81,9 @@ cdef class Batch:
     cdef Py_ssize_t view_count, view_room
     cdef readonly list dones
     """Of each submission, what to call."""
-    cdef readonly list spans
     cdef readonly object hard_state, job
+    cdef list held
+    cdef list more
     cdef readonly uint64_t first_index, last_index
     """As they were submitted."""
     cdef public bint told
@@ -92,7 +93,8 @@ cdef class Batch:
         memset(&self.c, 0, sizeof(self.c))
         self.c.owner = <void *>self
         self.dones = []
-        self.spans = []
+        self.held = []
+        self.more = []
         self.views = NULL
 
     def __dealloc__(self):
@@ -101,6 +103,15 @@ cdef class Batch:
             PyBuffer_Release(&self.views[at])
         free(self.views)
         wal_batch_end(&self.c)
+
+    @property
+    def spans(self):
+        """The bytes of its entries, in order."""
+        cdef list found = list(self.held)
+        cdef Batch other
+        for other in self.more:
+            found += other.held
+        return found
 
     @property
     def sync(self):
@@ -147,37 +158,34 @@ cdef class Batch:
         """Seconds of that for the sync."""
         return self.c.synced_s
 
-    cdef int take(self, object spans, uint64_t first, uint64_t last) except -1:
-        """Add entries, and hold on to their bytes."""
+    cdef int hold(self, object spans) except -1:
+        """Hold on to the bytes of entries."""
         cdef Py_buffer *room
-        cdef Py_buffer *view
-        cdef int whole
         for span in spans:
             if self.view_count == self.view_room:
-                room = <Py_buffer *>malloc(<size_t>(2 * self.view_room + 4) * sizeof(Py_buffer))
+                room = <Py_buffer *>realloc(self.views, <size_t>(2 * self.view_room + 4) * sizeof(Py_buffer))
                 if room == NULL:
                     raise MemoryError
-                if self.views != NULL:
-                    memcpy(room, self.views, <size_t>self.view_count * sizeof(Py_buffer))
-                    free(self.views)
                 self.views = room
                 self.view_room = 2 * self.view_room + 4
-            view = &self.views[self.view_count]
-            PyObject_GetBuffer(span, view, PyBUF_SIMPLE)
+            PyObject_GetBuffer(span, &self.views[self.view_count], PyBUF_SIMPLE)
             self.view_count += 1
-            self.spans.append(span)
-            if not self.c.slow:
-                whole = wal_batch_add(&self.c, <const uint8_t *>view.buf, <size_t>view.len)
-                if whole < 0:
-                    raise MemoryError
-                if not whole or self.c.span_count >= WAL_IOVECS:
-                    self.c.slow = 1
+            self.held.append(span)
+        return 0
+
+    cdef void add(self, Batch other, uint64_t first, uint64_t last) noexcept:
+        """Add the entries that `other`, maybe this one, holds on to. Allocates nothing that the collector knows."""
+        cdef Py_ssize_t at
+        for at in range(other.view_count):
+            if not self.c.slow and wal_batch_add(
+                &self.c, <const uint8_t *>other.views[at].buf, <size_t>other.views[at].len
+            ) <= 0:
+                self.c.slow = 1
         if not self.first_index:
             self.first_index = first
         self.last_index = last
-        if self.c.first != self.first_index or self.c.last != last:
-            self.c.slow = 1  # Python will say what is wrong
-        return 0
+        if self.c.first != self.first_index or self.c.last != last or self.c.span_count > WAL_IOVECS:
+            self.c.slow = 1  # Python will say what is wrong, if anything is
 
 
 cdef int _forget(wal_batch *batch) except -1:
@@ -225,55 +233,66 @@ cdef class Pump:
         Raises:
             ValueError: a vote that is too long.
         """
+        # Nothing that the garbage collector knows is made under the lock: a collection may run anything, and let another
+        # thread run, and that must not wait for the lock while it has the GIL.
+        cdef Batch mine = Batch()
         cdef Batch batch
         cdef wal_batch *last
         cdef uint64_t size = 0, before
+        cdef Py_ssize_t at, vote_length = 0
+        cdef const char *vote_bytes = NULL
         cdef bytes vote
         cdef bint fits
-        for span in spans:
-            size += <uint64_t>len(span)
+        mine.hold(spans)
+        for at in range(mine.view_count):
+            size += <uint64_t>mine.views[at].len
+        if hard_state is not None:
+            vote = hard_state.vote.encode()
+            vote_length = len(vote)
+            vote_bytes = <const char *>vote
+            if vote_length > WAL_VOTE:
+                raise ValueError(f"the vote {hard_state.vote!r} is longer than {WAL_VOTE} bytes")
+            mine.c.term = hard_state.term
+            mine.c.commit = hard_state.commit
         pthread_mutex_lock(&self.c.queue)
-        try:
-            last = self.c.waiting_last
-            fits = last != NULL and job is None and not last.slow
-            if fits and size:
-                fits = not last.last or (
-                    first_index == last.last + 1
-                    and last.entries_bytes + size <= self.batch_bytes_max
-                    and last.span_count + len(spans) < WAL_IOVECS
-                )
-            batch = <Batch>last.owner if fits else Batch()
-            before = batch.c.entries_bytes
-            if size:
-                batch.take(spans, first_index, last_index)
-            if hard_state is not None:
-                vote = hard_state.vote.encode()
-                if len(vote) > WAL_VOTE:
-                    raise ValueError(f"the vote {hard_state.vote!r} is longer than {WAL_VOTE} bytes")
-                batch.hard_state = hard_state
-                batch.c.has_hard_state = 1
-                batch.c.term = hard_state.term
-                batch.c.commit = hard_state.commit
-                batch.c.vote_length = <int>len(vote)
-                memcpy(batch.c.vote, <const char *>vote, len(vote))
-            if sync:
-                batch.c.sync = 1
-            if job is not None:
-                batch.job = job
-                batch.c.slow = 1
-            batch.dones.append(done)
-            self.c.pending_bytes += batch.c.entries_bytes - before
-            if not fits:
-                batch.c.since_s = wal_now()
-                Py_INCREF(batch)
-                if self.c.waiting_last == NULL:
-                    self.c.waiting = &batch.c
-                else:
-                    self.c.waiting_last.next = &batch.c
-                self.c.waiting_last = &batch.c
-                pthread_cond_signal(&self.c.given)
-        finally:
-            pthread_mutex_unlock(&self.c.queue)
+        last = self.c.waiting_last
+        fits = last != NULL and job is None and not last.slow
+        if fits and size:
+            fits = not last.last or (
+                first_index == last.last + 1
+                and last.entries_bytes + size <= self.batch_bytes_max
+                and last.span_count + mine.view_count < WAL_IOVECS
+            )
+        batch = <Batch>last.owner if fits else mine
+        before = batch.c.entries_bytes
+        if size:
+            batch.add(mine, first_index, last_index)
+            if fits:
+                batch.more.append(mine)
+        if vote_bytes != NULL:
+            batch.hard_state = hard_state
+            batch.c.has_hard_state = 1
+            batch.c.term = mine.c.term
+            batch.c.commit = mine.c.commit
+            batch.c.vote_length = <int>vote_length
+            memcpy(batch.c.vote, vote_bytes, <size_t>vote_length)
+        if sync:
+            batch.c.sync = 1
+        if job is not None:
+            batch.job = job
+            batch.c.slow = 1
+        batch.dones.append(done)
+        self.c.pending_bytes += batch.c.entries_bytes - before
+        if not fits:
+            batch.c.since_s = wal_now()
+            Py_INCREF(batch)
+            if last == NULL:
+                self.c.waiting = &batch.c
+            else:
+                last.next = &batch.c
+            self.c.waiting_last = &batch.c
+            pthread_cond_signal(&self.c.given)
+        pthread_mutex_unlock(&self.c.queue)
 
     def drain(self):
         """Return the batches that are done, in order."""
