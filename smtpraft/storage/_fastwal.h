@@ -1,7 +1,7 @@
 /* The C beneath _fastwal.pyx: one thread that writes and syncs batches of the log without Python.
  *
- * Two mutexes. `queue` guards the lists of batches and is never held during I/O: the loop takes it for every submission.
- * `state` guards what the log's end looks like, and is held while a batch is written and synced: whoever is to write to
+ * Two mutexes. `queue` guards the lists of batches and is never held during I/O: the loop takes it for every
+ * submission. `state` guards what the log's end looks like, and is held while a batch is written and synced: whoever is to write to
  * the log by other means holds it meanwhile. Who needs both takes `state` first.
  *
  * A batch that is not plain (it begins a segment, changes term or vote, is a job) is left to the caller in Python, who

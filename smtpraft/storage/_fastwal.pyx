@@ -2,8 +2,8 @@
 # cython: autotestdict=False, auto_pickle=False
 """The log's writing thread without Python: plain batches are formed, written and synced with no GIL.
 
-The plain twin is `writer.WalWriter` with `Wal.write`: the same bytes in the same order. What is not plain (a new segment,
-a new promise, a job, an error) stops the pump, and Python does it; see `fastwriter`.
+The plain twin is `writer.WalWriter` with `Wal.write`: the same bytes in the same order. What is not plain (a new
+segment, a new promise, a job, an error) stops the pump, and Python does it; see `fastwriter`.
 """
 
 from __future__ import annotations
