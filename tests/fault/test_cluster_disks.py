@@ -20,6 +20,7 @@ from .talk import Talk
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
+WRITES: Final = "pwritev,pwritev2"  # the compiled writer's, and Python's
 HANG_US: Final = 5_000_000
 CRAWL_US: Final = 120_000
 
@@ -67,7 +68,7 @@ async def test_a_log_that_is_refused_every_write_takes_no_mail_and_resumes_by_it
             await load.wait_acknowledged(60)
             began = time.monotonic()
             files = [*log_files(node), node.directory / "data" / "promises"]
-            async with Strace([node], directory / "trace", inject="pwritev2:error=EROFS", only=files):
+            async with Strace([node], directory / "trace", inject=f"{WRITES}:error=EROFS", only=files):
                 await wait_for(lambda: replies(stage, node, "452 4.3.1 "), "it says 452", 5)
                 figures.add(f"writes refused ({who}): 452 after", [time.monotonic() - began], "s")
                 await wait_for(lambda: led_by_one_of(stage, others), "another leads", 5)
@@ -149,7 +150,7 @@ async def test_a_leader_killed_at_a_system_call_loses_nothing(directory: Path) -
     """Aimed at the moments that matter: as it writes or syncs its log, or speaks to others."""
     async with Stage(directory) as stage:
         async with stage.load() as load:
-            for when, call in enumerate(("fdatasync", "pwritev2", "writev", "write", "fdatasync", "pwritev2"), start=1):
+            for when, call in enumerate(("fdatasync", WRITES, "writev", "write", "fdatasync", WRITES), start=1):
                 await load.wait_acknowledged(40)
                 leader = await stage.cluster.leader()
                 outage = stage.journal.outage(leader.id)
