@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MILLION: Final = 1_000_000
 CALM_US: Final = 1 * MS
+FULL_RESTART_US: Final = 200 * MS
 PROMISES: Final = "data"
 """The directory of the file of promises."""
 EPOCH_S: Final = 1_700_000_000
@@ -129,6 +130,11 @@ class Host:
         except Violation:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                # A damaged log cannot be put aside on a full disk: whoever watches over the node starts it again.
+                self.world.note(self.id, "refuses", str(error))
+                self.world.timeline.after(FULL_RESTART_US, self.start)
+                return
             if not self.damaged or not isinstance(error, Fatal):
                 self.world.stopped(self, error)
             self.refused = True

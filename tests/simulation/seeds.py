@@ -34,6 +34,14 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         "a bug of the simulator: after a loss of power it missed a sync of the spool, and lost what that had stored",
     ),
     (
+        Order(312, seconds=10),
+        "a bug of the simulator: it did not expect that a damaged log cannot be put aside on a full disk",
+    ),
+    (
+        Order(902, seconds=10),
+        "the same, where no segment was left and none could be begun",
+    ),
+    (
         Order(15, seconds=10),
         "a bug of the simulator: it let a disk lose what nothing vouched for yet, as if that were no torn tail",
     ),
