@@ -147,9 +147,12 @@ class CompiledWalWriter(WalWriter):
         """The write lock is given back: the pump goes on from here."""
         wal, pump = self._wal, self._pump
         segment = wal._segments[-1]
-        usable = isinstance(segment.file, RealFile) and wal.failure is None and not wal._closed
+        fd = -1
+        if isinstance(segment.file, RealFile) and wal.failure is None and not wal._closed:
+            # Until a promise is in both slots each batch brings it nearer to the second, and only Python writes that.
+            fd = segment.file.fileno() if wal._promises is None or wal._promises.complete else -1
         pump.set_state(
-            segment.file.fileno() if isinstance(segment.file, RealFile) and usable else -1,
+            fd,
             segment.header.salt,
             segment.header.size_bytes,
             segment.end_offset,

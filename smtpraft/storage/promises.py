@@ -105,6 +105,11 @@ class Promises:
         """What was promised last; None if that cannot be told: the file is new, or damaged."""
         return self._current
 
+    @property
+    def complete(self) -> bool:
+        """Is what was promised last in both slots?"""
+        return not self._behind
+
     def update(self, durable: int, *, soon: bool = False, **changes: int | str) -> None:
         """Make these fields of the promise durable, unless they are. `durable` is noted on the occasion, or alone.
 

@@ -15,6 +15,7 @@ from smtpraft.errors import Stopped
 from smtpraft.fastlog import ENTRY_NORMAL, Log
 from smtpraft.storage import HardState, RealDisk, Wal, WalFailed, WalWriter, begin_writing
 from smtpraft.storage.fastwriter import COMPILED, CompiledWalWriter
+from smtpraft.storage.promises import BEHIND_MAX, SLOT_BYTES, decode_promise
 
 CLUSTER = b"0123456789abcdef"
 SEGMENT_BYTES = 64 * 1024
@@ -44,7 +45,8 @@ class SeededDisk(RealDisk):
 class Bench:
     """A log in a directory and its writer, as the loop sees them."""
 
-    def __init__(self, directory: Path, *, plain: bool = False) -> None:
+    def __init__(self, directory: Path, *, plain: bool = False, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.segment_bytes = segment_bytes
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.log = Log()
@@ -68,7 +70,7 @@ class Bench:
             cluster_id=CLUSTER,
             node_id="node-1",
             log=log,
-            segment_bytes=SEGMENT_BYTES,
+            segment_bytes=self.segment_bytes,
             background=False,
             promises=path,
         )
@@ -101,12 +103,14 @@ class Bench:
         self.wal.close()
 
     def contents(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(self.directory.glob("*.wal"))}
+        """What was promised counts too: whoever writes the log, it is on its way to both slots by the same batches."""
+        paths = [*sorted(self.directory.glob("*.wal")), self.directory / "promises"]
+        return {path.name: path.read_bytes() for path in paths}
 
 
 @asynccontextmanager
-async def bench(directory: Path, *, plain: bool = False) -> AsyncIterator[Bench]:
-    made = Bench(directory, plain=plain)
+async def bench(directory: Path, *, plain: bool = False, segment_bytes: int = SEGMENT_BYTES) -> AsyncIterator[Bench]:
+    made = Bench(directory, plain=plain, segment_bytes=segment_bytes)
     try:
         yield made
     finally:
@@ -155,6 +159,22 @@ async def test_both_writers_leave_the_same_bytes(tmp_path: Path, seed: int) -> N
         made.open(log).close()
         assert log.last_index == made.log.last_index
     assert found["compiled"] == found["plain"]
+
+
+async def test_a_promise_reaches_its_second_slot_though_the_log_is_never_idle(tmp_path: Path) -> None:
+    async with bench(tmp_path, segment_bytes=1024 * 1024) as made:  # no new segment either, which would write both
+        made.submit(b"a", hard_state=HardState(7, "node-1", 0))
+        await made.settle()
+        slots = [(tmp_path / "promises").read_bytes()[at : at + SLOT_BYTES] for at in (0, SLOT_BYTES)]
+        assert slots[0] != slots[1]
+        for _ in range(BEHIND_MAX + 1):
+            made.submit(b"b")
+            await made.settle()
+        slots = [(tmp_path / "promises").read_bytes()[at : at + SLOT_BYTES] for at in (0, SLOT_BYTES)]
+        assert slots[0] == slots[1]
+        written = decode_promise(slots[0])
+        assert written is not None
+        assert (written.term, written.vote) == (7, "node-1")
 
 
 async def test_what_comes_in_meanwhile_goes_out_together_and_all_of_it_is_there(tmp_path: Path) -> None:
