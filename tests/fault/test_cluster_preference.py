@@ -35,11 +35,16 @@ async def test_leadership_returns_to_the_node_of_higher_priority(directory: Path
                 node, CLUSTER__ELECTION_PRIORITY=priority, CLUSTER__ADVERTISE=f"localhost:{node.cluster_port}"
             )
         await asyncio.gather(*map(stage.cluster.wait_ready, stage.cluster.nodes))
-        members = await ask(preferred, "GET", "/v1/members")
-        assert isinstance(members, dict)
-        # The first leader writes down what it advertises; the others it knows by its configuration.
-        hosts = sorted(row["address"].partition(":")[0] for row in members["members"])
-        assert hosts == ["127.0.0.1", "127.0.0.1", "localhost"]
+
+        async def written_down() -> bool:
+            members = await ask(preferred, "GET", "/v1/members")
+            assert isinstance(members, dict)
+            hosts = sorted(row["address"].partition(":")[0] for row in members["members"])
+            return hosts == ["127.0.0.1", "127.0.0.1", "localhost"]
+
+        # The first leader writes down what it advertises; the others it knows by its configuration. It is an entry of
+        # its own after the one that makes a node ready.
+        await wait_for(written_down, "the members are written down", 10)
 
         async with stage.load() as load:
             await load.wait_acknowledged(60)
