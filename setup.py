@@ -7,6 +7,8 @@ SMTPRAFT_ABI3=1                one wheel for CPython 3.12 and later, at some cos
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import sys
@@ -44,6 +46,10 @@ def asked_for(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
 
 
+# What the modules of a source tree were compiled from, by its SHA-256: tests/conftest.py declines to test others.
+MADE_OF = Path("build", "compiled-from.json")
+SOURCE_SUFFIXES = (".pyx", ".pxi", ".pxd", ".h")
+
 REQUIRED = asked_for("SMTPRAFT_REQUIRE_EXTENSIONS")
 
 
@@ -54,6 +60,16 @@ class BuildExtensions(build_ext):
         """Take two processors, if nothing else was asked for and they are there."""
         super().finalize_options()
         self.parallel = self.parallel or min(2, os.cpu_count() or 1)
+
+    def run(self) -> None:
+        """Compile all; where the modules lie beside their sources, note what they were made of."""
+        super().run()
+        if self.inplace or self.editable_mode:
+            files = sorted(path for suffix in SOURCE_SUFFIXES for path in Path("smtpraft").rglob(f"*{suffix}"))
+            files += sorted(Path(*extension.name.split(".")).with_suffix(".py") for extension in self.extensions)
+            made_of = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()}
+            MADE_OF.parent.mkdir(exist_ok=True)
+            MADE_OF.write_text(json.dumps(made_of, indent=1))
 
     def build_extension(self, ext: Extension) -> None:
         """Compile one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,16 +21,21 @@ settings.register_profile("thorough", settings.get_profile("smtpraft"), max_exam
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "smtpraft"))
 
 
+MADE_OF = Path(__file__).parents[1] / "build" / "compiled-from.json"
+
+
 def pytest_configure() -> None:
-    """Decline to test a compiled core that was made of other sources than those that lie beside it."""
-    package = find_spec("smtpraft.consensus")
+    """Decline to test compiled modules of this tree that were made of other sources than those that lie beside them."""
+    package = find_spec("smtpraft")
     assert package is not None
-    for directory in package.submodule_search_locations or ():
-        for library in Path(directory).glob("*.so"):
-            source = library.with_name(f"{library.name.partition('.')[0]}.py")
-            newest = max(path.stat().st_mtime for path in (source, source.with_suffix(".pxd")) if path.exists())
-            if newest > library.stat().st_mtime:
-                pytest.exit(f"{library.name} is older than its source: `pip install -e .`, or delete *.so there", 4)
+    root = Path(str(package.origin)).parents[1]
+    if root != MADE_OF.parents[1] or not MADE_OF.exists():
+        return  # an installed wheel, or nothing was compiled here
+    made_of: dict[str, str] = json.loads(MADE_OF.read_text())
+    for name, known in made_of.items():
+        file = root / name
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != known:
+            pytest.exit(f"{name} is not what was compiled: `pip install -e .`, or delete *.so in smtpraft", 4)
 
 
 @pytest.fixture(params=["_purelog", "_fastlog"])

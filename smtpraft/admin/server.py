@@ -19,7 +19,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
@@ -87,6 +87,7 @@ class Admin:
         ready: Callable[[], bool],
         digest: Callable[[], tuple[str, int]],
         compiled: bool,
+        compiled_parts: Mapping[str, bool],
         metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
         routes: Sequence[web.RouteDef] = (),
         token: bytes = b"",
@@ -111,13 +112,14 @@ class Admin:
         self._member_handlers = MemberHandlers(node)
         self._ready = ready
         self._digest = digest
-        self._compiled = compiled
+        self._compiled = (compiled, compiled_parts)
         self._metrics = metrics
         self._data_dir = data_dir
         self._log_level = log_level
         self._strangers = QuietStrangers()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
+        self._socket_made = False
 
     async def start(self) -> None:
         """Listen.
@@ -168,6 +170,7 @@ class Admin:
                 os.unlink(path)  # of a run that was killed: nobody else has this data directory now
         await web.UnixSite(self._runner, path).start()
         os.chmod(path, 0o600)
+        self._socket_made = True
 
     def routes(self) -> list[tuple[str, str]]:
         """Return method and path of all that is answered."""
@@ -183,6 +186,9 @@ class Admin:
         """Close the listener and what is left of connections."""
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._socket_made:
+            with contextlib.suppress(OSError):  # gone already: from 3.13 on asyncio does it
+                os.unlink(self._socket_path)
         self._strangers.remove()
 
     @property
@@ -262,7 +268,7 @@ class Admin:
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_status(self, request: web.Request) -> web.Response:
-        view = status_view(self._node.status(), self._client.counts(), self._digest(), self._compiled)
+        view = status_view(self._node.status(), self._client.counts(), self._digest(), *self._compiled)
         return web.json_response(view | {"draining": self.draining})
 
     async def _get_snapshot(self, request: web.Request) -> web.StreamResponse:

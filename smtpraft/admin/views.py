@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from smtpraft._version import __version__
@@ -13,7 +14,13 @@ QUEUE_STATES = ("queued", "deferred", "held")
 JsonObject = dict[str, Any]
 
 
-def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[str, int], compiled: bool) -> JsonObject:
+def status_view(
+    status: NodeStatus,
+    counts: dict[str, int],
+    digest: tuple[str, int],
+    compiled: bool,
+    compiled_parts: Mapping[str, bool],
+) -> JsonObject:
     """Return what `GET /v1/status` says. `digest` is of the state at `digest_index`."""
     digest_value, digest_index = digest
     return {
@@ -21,6 +28,7 @@ def status_view(status: NodeStatus, counts: dict[str, int], digest: tuple[str, i
         "cluster_id": status.cluster_id,
         "version": __version__,
         "compiled": compiled,
+        "compiled_parts": dict(compiled_parts),
         "role": status.role,
         "term": status.term,
         "leader_id": status.leader_id or None,

@@ -33,7 +33,7 @@ from smtpraft.admin.loglevel import LogLevel
 from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
 from smtpraft.admin.server import Admin
 from smtpraft.admin.views import QUEUE_STATES
-from smtpraft.cli import logs, preflight
+from smtpraft.cli import halves, logs, preflight
 from smtpraft.cli.configuration import read_secrets
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
@@ -47,7 +47,6 @@ from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
 from smtpraft.config import Config, ConfigError
 from smtpraft.delivery.delivery import Delivery
 from smtpraft.errors import Fatal, NewerFormat, Removed, SmtpRaftError
-from smtpraft.fastlog import COMPILED
 from smtpraft.smtp import SmtpServer
 from smtpraft.spool.client import SpoolClient
 from smtpraft.spool.keyclient import KeyValues
@@ -237,7 +236,8 @@ class Daemon:
                 self.keys,
                 ready=self._ready_for_all,
                 digest=self.machine.digest_now,
-                compiled=COMPILED,
+                compiled=halves.complete(halves.parts()),
+                compiled_parts=halves.parts(),
                 metrics=[self._metrics],
                 routes=self.observing.routes,
                 token=self._token,
@@ -357,7 +357,7 @@ class Daemon:
         return self.node.has_quorum() or (self._quorum_met and self._ready())
 
     def _metrics(self) -> Iterable[Metric]:
-        yield build_info(COMPILED, self.config.node.loop)
+        yield build_info(halves.complete(halves.parts()), self.config.node.loop)
         yield from raft_metrics(self.node.status())
         yield from node_metrics(self.node)
         yield from queue_metrics(self.client.counts(), QUEUE_STATES)

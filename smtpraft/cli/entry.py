@@ -462,33 +462,22 @@ def _config(action: str) -> Command:
 def _version(arguments: argparse.Namespace) -> int:
     import platform
 
-    from smtpraft import consensus, fastlog
+    from smtpraft.cli import halves
     from smtpraft.cli.output import print_json, print_rows
-    from smtpraft.smtp import scan
-    from smtpraft.storage import fastwriter
 
-    halves = {
-        "log": fastlog.COMPILED,
-        "core": consensus.COMPILED,
-        "scanner": scan.COMPILED,
-        "writer": fastwriter.COMPILED,
-    }
-    compiled, plain = ([name for name, half in halves.items() if half is which] for which in (True, False))
+    parts = halves.parts()
     facts: dict[str, object] = {
         "version": __version__,
-        "compiled": fastlog.COMPILED,
-        "plain": ", ".join(plain),
+        "compiled": halves.complete(parts),
+        "compiled_parts": parts,
         "python": platform.python_version(),
     }
     if arguments.write_out == "json":
         print_json(facts)
     elif arguments.write_out == "table":
-        print_rows(("NAME", "VALUE"), list(facts.items()), "table")
+        print_rows(("NAME", "VALUE"), list((facts | {"compiled_parts": halves.words(parts)}).items()), "table")
     else:
-        said = (
-            f"{', '.join(compiled)} but not {', '.join(plain)}" if compiled and plain else "yes" if compiled else "no"
-        )
-        print(f"smtpraft {__version__} (compiled: {said}, python {facts['python']})")
+        print(f"smtpraft {__version__} (compiled: {halves.words(parts)}, python {facts['python']})")
     return Exit.OK
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from smtpraft._version import __version__
+from smtpraft.cli import halves
 from smtpraft.cli.client import Client, EndpointError
 from smtpraft.cli.exits import CommandError, Exit
-from smtpraft.fastlog import COMPILED
 
 _ASKED: Final = {
     "status.json": "/v1/status",
@@ -93,7 +93,8 @@ def _facts(client: Client, endpoint: str) -> Iterator[tuple[str, str]]:
 def _machine() -> dict[str, object]:
     facts: dict[str, object] = {
         "smtpraft": __version__,
-        "compiled": COMPILED,
+        "compiled": halves.complete(halves.parts()),
+        "compiled_parts": halves.parts(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

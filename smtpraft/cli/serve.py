@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Final
 
 from smtpraft._version import __version__
-from smtpraft.cli import logs
+from smtpraft.cli import halves, logs
 from smtpraft.cli.configuration import load_or_fail, read_secrets
 from smtpraft.cli.daemon import Daemon
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.manager import ServiceManager, inherited_sockets
 from smtpraft.cli.settings import JOIN_VARIABLE, load
 from smtpraft.config import Config, ConfigError
-from smtpraft.fastlog import COMPILED
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +45,18 @@ def serve(path: str | None, join: str | None = None) -> int:
         sockets = inherited_sockets()
     except ConfigError as error:
         raise CommandError(Exit.CONFIG, *error.problems) from None
+    parts = halves.parts()
     log.info(
         "smtpraft version=%s compiled=%s config=%s",
         __version__,
-        "yes" if COMPILED else "no",
+        repr(halves.words(parts)),
         loaded.path or "(defaults)",
     )
-    if not COMPILED:
-        log.warning("running without the compiled half: correct, but slow; install a wheel for this platform")
+    if not halves.complete(parts):
+        log.warning(
+            "running without the compiled half of %s: correct, but slow; install a wheel for this platform",
+            ", ".join(name for name, runs in parts.items() if not runs),
+        )
     for warning in loaded.warnings:
         log.warning("%s", warning)
     try:

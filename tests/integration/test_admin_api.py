@@ -191,6 +191,7 @@ class Bench:
             ready=lambda: self.node.quorum,
             digest=lambda: ("abcd", 64),
             compiled=True,
+            compiled_parts={"log": True, "core": False},
             metrics=[
                 lambda: raft_metrics(self.node.status()),
                 lambda: queue_metrics(self.queue.counts(), QUEUE_STATES),
@@ -242,8 +243,9 @@ async def test_status_has_the_promised_fields(bench: Bench) -> None:
     facts = (await bench.ask("GET", "/v1/status")).json()
     assert set(facts) >= {
         *("node_id", "cluster_id", "role", "term", "leader_id", "last_index", "commit_index", "applied_index"),
-        *("first_index", "digest", "digest_index", "voters", "peers", "queue", "lease", "compiled"),
+        *("first_index", "digest", "digest_index", "voters", "peers", "queue", "lease", "compiled", "compiled_parts"),
     }
+    assert facts["compiled_parts"] == {"log": True, "core": False}
     assert facts["queue"] == {"queued": 3, "deferred": 2, "held": 1}
     assert facts["lease"] == {"held": True, "expires_ms": 1900}
     peers: Any = facts["peers"]
@@ -372,6 +374,7 @@ def test_without_a_token_only_loopback_is_served() -> None:
             ready=lambda: False,
             digest=lambda: ("", 0),
             compiled=False,
+            compiled_parts={},
         )
 
 

@@ -41,6 +41,7 @@ class House:
             ready=self.node.has_quorum,
             digest=machine.digest_now,
             compiled=True,
+            compiled_parts={},
             token=token,
         )
 

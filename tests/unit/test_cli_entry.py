@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smtpraft import __version__
-from smtpraft.cli import main
+from smtpraft.cli import halves, main
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_version_says_which_half_runs(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["version", "-w", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["version"] == __version__
-    assert isinstance(facts["compiled"], bool)
+    assert facts["compiled"] is halves.complete(facts["compiled_parts"])
 
 
 def test_config_check_tells_every_problem_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
