@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ def needed(name: str, package: str) -> str:
 
     With SMTPRAFT_REQUIRE_PROGRAMS in the environment (`make test-ops` as root sets it) the test fails instead.
     """
-    path = shutil.which(name)
+    here = str(Path(sys.executable).parent)  # what pip has brought
+    path = shutil.which(name, path=f"{here}{os.pathsep}{os.environ.get('PATH', '')}")
     if path is None:
         words = f"{name} is not installed: apt-get install {package}"
         if os.environ.get("SMTPRAFT_REQUIRE_PROGRAMS"):

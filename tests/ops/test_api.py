@@ -25,6 +25,7 @@ DESCRIPTION: Final = Path(__file__).parents[2] / "smtpraft" / "admin" / "openapi
 LEFT_OUT: Final = ("/v1/members/remove", "/v1/leader/step-down", "/v1/events", "/v1/members/add", "/v1/members/replace")
 
 
+@pytest.mark.quick
 def test_the_description_is_openapi() -> None:
     from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 

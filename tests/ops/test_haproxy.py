@@ -112,6 +112,7 @@ def haproxy() -> str:
     return needed("haproxy", "haproxy")
 
 
+@pytest.mark.quick
 def test_the_example_is_sound(haproxy: str) -> None:
     done = subprocess.run([haproxy, "-c", "-f", str(CONFIGURATION)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from smtpraft.cli.settings import load
 
 from .programs import needed
 
-pytestmark = pytest.mark.ops
+pytestmark = [pytest.mark.ops, pytest.mark.quick]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

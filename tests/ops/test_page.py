@@ -92,9 +92,11 @@ def _watch(tmp_path: Path, where: Path, watched: DemoNode, stage: Stage) -> None
         assert page.complaints == []
         leader = lead_elsewhere(watched)
         page.wait(f"document.querySelector('#leads b').textContent === '{leader}'")
+        killed_at = time.monotonic()
         stage.kill(stage.node(leader))
         row = f"document.querySelector('#node-rows tr[data-node={leader}]').dataset.state"
-        took = page.wait(f"{row} === 'unreachable'", 10)
+        page.wait(f"{row} === 'unreachable'", 10)
+        took = time.monotonic() - killed_at
         page.wait(
             f"document.querySelector('#leads b') && document.querySelector('#leads b').textContent !== '{leader}'", 10
         )

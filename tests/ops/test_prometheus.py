@@ -108,6 +108,7 @@ def dashboard_queries() -> Iterator[tuple[str, str]]:
         yield panel, expression
 
 
+@pytest.mark.quick
 def test_promtool_accepts_the_rules_and_they_say_what_they_should() -> None:
     promtool = needed("promtool", "prometheus")
     for command in (["check", "rules", RULES.name], ["test", "rules", "smtpraft.rules.test.yml"]):
@@ -119,6 +120,7 @@ def test_promtool_accepts_the_rules_and_they_say_what_they_should() -> None:
     assert example.returncode == 0, example.stdout + example.stderr
 
 
+@pytest.mark.quick
 def test_every_metric_that_is_asked_for_is_in_the_reference() -> None:
     """Without a Prometheus: a renamed metric must not leave an alert asleep."""
     reference = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

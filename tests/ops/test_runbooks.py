@@ -21,10 +21,11 @@ from tests.fault.ports import PortBlock
 
 from .programs import needed
 
-pytestmark = [pytest.mark.ops, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ops, pytest.mark.timeout(400)]
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
-RUN_S: Final = 400.0  # a busy machine starts a program in seconds
+# A runbook promises no time, only that it ends. They take 10 to 50 s: dozens of programs start, one after the other.
+RUN_S: Final = 180.0
 BLOCK: Final = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SYSTEMCTL: Final = """\
 #!/bin/bash
@@ -158,6 +159,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     block.close()
 
 
+@pytest.mark.quick
 def test_all_commands_of_the_runbooks_are_run_here() -> None:
     """A new runbook has to be among those below."""
     assert list(sections("runbooks.md")) == ["", *RUNBOOKS]
