@@ -357,6 +357,7 @@ def main() -> int:
         if arguments.twice:
             again = work / "again"
             again.mkdir()
+            os.environ["CCACHE_DISABLE"] = "1"  # or the same file is found, instead of made
             make_all(again, found, epoch)
             for file in files:
                 if digest(file) != digest(again / "out" / file.name):
