@@ -21,7 +21,7 @@ class Compaction:
         """Start a step if one is due."""
         process = self._process
         plan = process.plan
-        if (plan.has("membership") or plan.has("damage")) and not plan.has("snapshot"):
+        if not plan.has("snapshot") and any(map(plan.has, ("membership", "damage", "rot", "wipe"))):
             return  # Who joins, or lost all, needs the log from its beginning: on this day no snapshots travel.
         wanted = process.applier.applied_index - plan.keep_entries
         to_index = min(wanted, self.retain_index())
@@ -45,7 +45,7 @@ class Compaction:
         process.machine.before_compaction(to_index)
         process.aim("crash-apply")
         safe = process.machine.checkpoint()
-        process.host.checkpointed(safe)
+        process.host.checkpointed(process.machine, safe)
         process.after(process.host.apply_latency_us(), self._cut, min(to_index, safe))
 
     def _cut(self, to_index: int) -> None:

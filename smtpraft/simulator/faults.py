@@ -9,6 +9,7 @@ from smtpraft.cluster.members import encode_context
 from smtpraft.consensus import LEAVE_JOINT, ChangeSingle, ChangeType, ConfChangeV2, Role, Transition
 from smtpraft.simulator.plan import FAULTS, MODIFIERS
 from smtpraft.simulator.timeline import MS, S
+from smtpraft.simulator.wiping import Wipes
 from smtpraft.types import NodeId
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery"})
-STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot"})
+STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot", "crawl"})
 """What is there all day, and not an event."""
 
 
@@ -48,6 +49,9 @@ class Faults:
             "forgetful": self._forgetful,
             "membership": self._change_members,
             "usurp": self._usurp,
+            "stranded": self._strand,
+            "wipe": Wipes(world).wipe,
+            "rot": self._rot,
         }
         assert set(acts) | AIMED | STANDING | MODIFIERS == set(FAULTS), set(acts) ^ set(FAULTS)
         self._acts = [(name, act) for name, act in acts.items() if world.plan.has(name)]
@@ -257,7 +261,7 @@ class Faults:
     def _damage(self) -> None:
         """A disk loses what it had: of a minority only, and not before a former one is whole again."""
         world = self.world
-        hurt = sum(host.damaged for host in world.hosts.values())
+        hurt = sum(host.damaged or host.replaced for host in world.hosts.values())
         host = self._some()
         if host is None or host.damaged or 2 * (hurt + 1) >= world.plan.nodes or world.plan.has("membership"):
             return
@@ -265,6 +269,16 @@ class Faults:
         what = host.damage()
         if what:
             world.fault(host.id, "damage", what)
+
+    def _rot(self) -> None:
+        """What a node has promised is damaged where it is kept a second time, while the node is down."""
+        world = self.world
+        hurt = sum(host.damaged or host.replaced for host in world.hosts.values())
+        host = self._some()
+        if host is None or host.damaged or 2 * (hurt + 1) >= world.plan.nodes:
+            return
+        host.crash("crash")
+        world.fault(host.id, "rot", host.rot())
 
     # Raft.
 
@@ -328,6 +342,26 @@ class Faults:
                 self.world.timeline.after(at, self._deafen, host.id, others)
                 self.world.workload.ask_often(host, 300 * MS)
             host.run(host.process, host.process.transfer, to)
+
+    def _strand(self) -> None:
+        """Leadership is to go to one whom nobody hears from then on: it is in a later term than all others, alone."""
+        world, random = self.world, self.random
+        leaders = [host for host in self._up() if host.process is not None and host.process.core.role is Role.LEADER]
+        others = [host for host in self._up() if host not in leaders]
+        if not leaders or not others:
+            return
+        leader, to = random.choice(leaders), random.choice(others)
+        rest_us = 4 * (world.plan.delay_us + world.plan.jitter_us + world.plan.disk_us)
+        world.workload.rest_until(world.timeline.now + 2 * rest_us)
+        world.timeline.after(rest_us, self._strand_at, leader, to)
+        world.fault(leader.id, "stranded", to.id)
+
+    def _strand_at(self, leader: Host, to: Host) -> None:
+        if leader.process is None or self.world.calm:
+            return
+        leader.run(leader.process, leader.process.transfer, to.id)
+        self.world.network.separate([to.id], list(self.world.hosts), both_ways=False)
+        self.world.timeline.after(self.random.choice((500, 1000, 3000)) * MS, self._mend, to.id)
 
     def _forgetful(self) -> None:
         """Nobody wants anything, so all logs are alike. One node has not heard the leader for long, and stands for
@@ -434,9 +468,9 @@ class Faults:
         hosts = list(world.hosts.values())
         random.shuffle(hosts)
         core = hosts[: len(hosts) // 2 + 1 + random.randrange(len(hosts) - len(hosts) // 2)]
-        if world.plan.has("membership"):
+        if world.plan.has("membership") or world.plan.has("wipe"):
             core = hosts  # Which majority is asked for may be changing right now.
-        if world.plan.has("damage"):
+        if world.plan.has("damage") or world.plan.has("rot"):
             core = [host for host in hosts if not host.refused]  # Who lost something elects nobody yet.
         if not world.plan.faults:
             core = hosts  # On a day without faults nothing breaks here either.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from smtpraft.cluster.members import Member
@@ -17,9 +17,12 @@ from smtpraft.simulator.process import Crash, Process
 from smtpraft.simulator.spoolfile import SpoolFile
 from smtpraft.simulator.timeline import MS, S
 from smtpraft.simulator.violation import Violation
+from smtpraft.simulator.wiping import next_directory
+from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage import HardState, WalFailed, WalFull
 from smtpraft.storage.batch import BATCH_ALIGN_BYTES
 from smtpraft.storage.group import write_group
+from smtpraft.storage.promises import PROMISES_FILE, SLOT_BYTES
 from smtpraft.storage.segment import parse_segment_name
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
 from smtpraft.types import NodeId
@@ -42,7 +45,6 @@ class Host:
         self.world = world
         self.id = node
         self.number = number
-        self.identity = node
         self.random = world.random
         self.disk = SimulatedDisk(self.random.getrandbits(32))
         self.disk.make_directory(PROMISES)
@@ -66,6 +68,12 @@ class Host:
         """Its disk lost something by itself, and not all of it is back."""
         self.refused = False
         """The node does not start on what is left of its disk: somebody must come and replace it."""
+        self.rotten = False
+        """Its promises were damaged, and it has not been started since."""
+        self.stranger = False
+        """Its directory is none that it has ever read of as a member's."""
+        self.replaced = False
+        """It lost its directory, and does not vote with the new one yet."""
         self.stays_down = False
         self.paused_until = 0
         self.stalled_until = 0
@@ -135,7 +143,7 @@ class Host:
                 self.world.note(self.id, "refuses", str(error))
                 self.world.timeline.after(FULL_RESTART_US, self.start)
                 return
-            if not self.damaged or not isinstance(error, Fatal):
+            if not (self.damaged or self.rotten) or not isinstance(error, Fatal):
                 self.world.stopped(self, error)
             self.refused = True
             self.world.note(self.id, "refuses", str(error))
@@ -232,7 +240,7 @@ class Host:
             delay = random.choice((20, 100, 500, 1500)) * MS if back_us is None else back_us
             self.world.timeline.after(delay, self.start)
             # Once more, when it has written once or twice: what the first crash left must not come back.
-            self._writes_left = random.choice((1, 1, 2)) if power and random.random() < 0.3 else 0
+            self._writes_left = random.choice((1, 1, 2)) if power and random.random() < 0.5 else 0
 
     def wrote(self) -> None:
         """The log was written and synced.
@@ -299,6 +307,49 @@ class Host:
                 disk.lose(path)
                 return f"loses {chosen}"
 
+    def rot(self) -> str:
+        """Damage the file of promises, while the node is down; return how."""
+        random, disk = self.random, self.disk
+        path = f"{PROMISES}/{PROMISES_FILE}"
+        if not disk.list_directory(PROMISES).count(PROMISES_FILE):
+            return "nothing: there are no promises yet"
+        self.rotten = True
+        slots = random.choice(([0], [1], [0, 1]))
+        match random.choice(("flip", "zeros", "gone" if len(slots) > 1 else "flip")):
+            case "gone":
+                disk.lose(path)
+                return "loses the promises"
+            case "zeros":
+                for slot in slots:
+                    disk.damage(path, slot * SLOT_BYTES, bytes(512))
+                return f"zeros in the promises, slots {slots}"
+            case _:
+                for slot in slots:
+                    disk.flip(path, 8 * (slot * SLOT_BYTES + random.randrange(128)) + random.randrange(8))
+                return f"flips a bit of the promises, slots {slots}"
+
+    def wipe(self) -> None:
+        """Lose the data directory: what comes back has its name, and nothing else of it."""
+        self.crash("wipe", power=False)
+        old = self.mirror
+        self.disk = SimulatedDisk(self.random.getrandbits(32))
+        self.disk.make_directory(PROMISES)
+        self.spool.wipe()
+        self.mirror = Mirror(lost={**old.lost, **old.durable}, lost_base=max(old.base, old.lost_base))
+        self.member = next_directory(self.member)
+        self.founders = self.conf_state = ConfState()
+        self.conf_index = self.applied = self.replays_to = 0
+        self.vouched = ("", 0)
+        self.stranger = self.replaced = True
+        self._killed = True
+
+    def admitted(self) -> None:
+        """A member speaks to the new directory: the old one is let go, and all that was committed is elsewhere."""
+        if self.replaced and (self.mirror.lost_base or self.mirror.lost):
+            self.world.note(self.id, "admitted", "")
+            self.mirror.lost.clear()
+            self.mirror.lost_base = 0
+
     def healed(self) -> None:
         """The process says that what the disk had lost is back."""
         self.world.note(self.id, "healed", "")
@@ -314,17 +365,23 @@ class Host:
     def installing(self, info: SnapshotInfo, hard_state: HardState) -> None:
         """The spool is about to be replaced by a snapshot, and the log to begin behind it."""
         self.mirror.installing = (info.index, info.term, hard_state)
-        self.mirror.applied_durable = self.applied = info.index
+        self.put_in_place(info.index)
+
+    def put_in_place(self, index: int) -> None:
+        """The spool is that of a snapshot as of `index`."""
+        self.mirror.applied_durable = self.applied = index
+        self.spool.replaced()
 
     def installed(self) -> None:
         """Both are done."""
         self.world.invariants.installed(self)
 
-    def members_are(self, index: int, conf_state: ConfState) -> None:
+    def members_are(self, index: int, conf_state: ConfState, members: Mapping[NodeId, Member]) -> None:
         """The process knows these members, from the entry at `index`."""
         self.conf_index, self.conf_state = index, conf_state
+        self.stranger = self.stranger and members.get(self.id) != self.member
 
-    def reopened(self, applied: int) -> None:
+    def reopened(self, machine: SpoolMachine, applied: int) -> None:
         """The spool was opened, and says how far it is (R6, D7)."""
         vouched = self.mirror.applied_durable
         if applied > self.applied or applied < vouched or (self._killed and applied != self.applied):
@@ -332,9 +389,9 @@ class Host:
             raise Violation("D7", text)
         self.applied = applied
         self._killed = True
-        self.world.reference.compare(self.id, self.spool.path, applied)
+        self.world.reference.compare(self.id, machine, applied)
 
-    def checkpointed(self, index: int) -> None:
+    def checkpointed(self, machine: SpoolMachine, index: int) -> None:
         """The spool says that all up to `index` would survive a loss of power."""
-        self.spool.look()
+        self.spool.look(machine)
         self.mirror.applied_durable = max(self.mirror.applied_durable, index)

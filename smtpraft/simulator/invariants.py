@@ -1,6 +1,6 @@
 """What must be true after every event, whatever breaks. Each check looks at what changed and at nothing else.
 
-R1 to R15 are Raft's promises (Figure 3; §5, §8; thesis §4), D1 to D7 those of the disk, S1 that all machines are the
+R1 to R17 are Raft's promises (Figure 3; §5, §8; thesis §4), D1 to D7 those of the disk, S1 that all machines are the
 same, S2 that reads are linearizable, S3 that a lease to read outlives no election, Q what a client was told. They are
 judged from outside: what a node handed to its disk, what was there after the sync, what it said to whom. What a node
 believes of itself counts for nothing; but for S3, which asks a leader whether it would read by its lease.
@@ -80,6 +80,8 @@ class Mirror:
     """What is being written: after a crash it is there, or it is not."""
     lost: dict[int, Mark] = field(default_factory=dict)
     """What was synced, and the disk has lost by itself: until it is back this node helps to elect nobody."""
+    lost_base: int = 0
+    """So was all up to here."""
     applied_durable: int = 0
     """What the state machine had vouched for when the log was cut."""
 
@@ -89,7 +91,7 @@ class Mirror:
 
     def vouches_for(self, index: int, mark: Mark) -> bool:
         """Can nobody be elected by this node who lacks that entry?"""
-        return self.has_durable(index, mark) or self.lost.get(index) == mark
+        return self.has_durable(index, mark) or self.lost.get(index) == mark or index <= self.lost_base
 
 
 class Invariants:
@@ -109,7 +111,8 @@ class Invariants:
         """Index and term of every entry that changes the members."""
         self._applied: dict[int, Committed] = {}
         self._digests: dict[int, int] = {}
-        self.votes: dict[tuple[int, NodeId], NodeId] = {}
+        self.votes: dict[tuple[int, NodeId, int], NodeId] = {}
+        """By term, node and data directory."""
 
     @property
     def commit_index(self) -> int:
@@ -154,8 +157,13 @@ class Invariants:
                 raise Violation("R15", f"{process.id} begins change {index}, and has not applied change {other}")
 
     def _campaigns(self, process: Process) -> None:
-        """R15: who has a change committed and not applied might ask the wrong voters."""
+        """R15: who has a change committed and not applied might ask the wrong voters.
+
+        R17: who lost its data directory has no part in anything under its name until it is admitted anew.
+        """
         core = process.core
+        if process.host.stranger:
+            raise Violation("R17", f"{process.id} lost its directory, and campaigns before it is a member again")
         if core.role is Role.CANDIDATE or core.role is Role.PRE_CANDIDATE:
             for index in range(core.applied_index + 1, min(core.commit_index, self.commit_index) + 1):
                 if (index, self.committed[index].term) in self._changes:
@@ -374,7 +382,7 @@ class Invariants:
                 f"{process.id} votes for {candidate} in term {term}; durable is {durable.vote or 'nobody'} in "
                 f"{durable.term}",
             )
-        other = self.votes.setdefault((term, process.host.identity), candidate)
+        other = self.votes.setdefault((term, process.id, process.host.member.incarnation), candidate)
         if other != candidate:
             raise Violation("R7", f"{process.id} votes for {other} and for {candidate} in term {term}")
 
@@ -434,7 +442,8 @@ class Invariants:
         self._leases_are_over(process, term)
         membership = process.core.raft.tracker.membership
         for voters in (membership.incoming, membership.outgoing):
-            granted = sum(self.votes.get((term, node)) == process.id for node in voters)
+            known = process.roster.members
+            granted = sum(self.votes.get((term, node, known[node].incarnation)) == process.id for node in voters)
             if voters and granted <= len(voters) // 2:
                 raise Violation("R14", f"{process.id} leads term {term} by {granted} votes of {len(voters)} voters")
         mirror = process.host.mirror

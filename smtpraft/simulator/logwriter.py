@@ -13,6 +13,7 @@ from smtpraft.simulator.timeline import MS
 from smtpraft.storage import Wal, WalFull
 from smtpraft.storage.group import Submission, gather, write_group
 from smtpraft.storage.simdisk import SECTOR_BYTES
+from smtpraft.storage.wal import MARK_BYTES
 
 if TYPE_CHECKING:
     from smtpraft.simulator.process import Process
@@ -80,7 +81,10 @@ class LogWriter:
         if self._wal._durable == self._wal._number:  # No mark lies between, which nothing vouches for.
             vouched = (segment.name, segment.end_offset)
         large = sum(item.size_bytes for item in group) > SECTOR_BYTES
-        with self._host.aiming("crash-persist", times=10 if large and process.plan.has("torn") else 1):
+        times = 10 if (large and process.plan.has("torn")) or group[0].job is not None else 1
+        operations = 4 if group[0].job is None else 24  # the many steps of an install
+        early = group[0].job is None
+        with self._host.aiming("crash-persist", operations=operations, times=times, early=early):
             try:
                 self.begun = True
                 write_group(self._wal, group)
@@ -112,6 +116,11 @@ class LogWriter:
     def _vouch(self, number: int) -> None:
         if number == self._vouch_number and not self._queue:
             self._wal.vouch()
+            promise = self._wal._promises.current if self._wal._promises is not None else None
+            if promise is not None and promise.durable == self._wal._durable and self._wal._marked == self._wal._number:
+                segment = self._wal._segments[-1]
+                # Not the mark itself: nobody misses it.
+                self._host.vouched = (segment.name, segment.end_offset - MARK_BYTES)
 
     def _prepare_spares(self) -> None:
         if not self._busy:

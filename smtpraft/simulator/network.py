@@ -27,6 +27,8 @@ class Frame(NamedTuple):
     kind: int
     head: bytes
     tail: bytes
+    directories: tuple[int, int] | None = None
+    """Of whom it is, and for whom it is; None where nobody loses any."""
 
 
 class Network:
@@ -62,8 +64,9 @@ class Network:
             self.lost += 1
             return False
         if self._leads and frame.kind in LEADING and self._is_not_heard(link, frame.kind):
+            # Often its sender knows: it begins again with what it knows to be there, which is much less than is.
             self.lost += 1
-            return True
+            return self._random.random() < 0.5
         chance = self._random.random
         if self.loss_ppm and chance() * MILLION < self.loss_ppm:
             self.lost += 1

@@ -37,8 +37,8 @@ PROCESS: Final = (
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
 RAFT: Final = ("transfer", "campaign", "forget-leader", "forgetful", "membership", "usurp")
-LATE: Final = ("snapshot",)
-"""Drawn apart: all else on a day without it is as it would be if it did not exist."""
+LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot")
+"""Drawn apart: all else on a day without them is as it would be if they did not exist."""
 
 KINDS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
 FAULTS: Final = (*KINDS, *LATE)
@@ -58,6 +58,33 @@ THEMES: Final = (
     "full crash-recovery power slow",
 )
 """What is worst together, each for one part of the whole."""
+
+LATE_THEMES: Final = (
+    "power crash crash-persist",
+    "power crash crash-apply",
+    "power torn crash crash-recovery",
+    "power crash-all eio",
+    "usurp stall",
+    "usurp partition swizzle",
+    "usurp partition one-way crash",
+    "membership usurp stall",
+    "membership stall",
+    "stranded transfer",
+    "forgetful",
+    "transfer stale-leader",
+    "isolate-leader stale-leader",
+    "loss repeat reorder isolate-leader",
+    "repeat reorder slow one-way stall",
+    "snapshot crawl reorder stale-leader isolate-leader",
+    "snapshot power crash crash-persist",
+    "damage crash",
+    "rot power crash crash-persist",
+    "rot damage power usurp",
+    "wipe crash isolate-leader",
+    "wipe power crash-persist isolate-leader",
+    "wipe snapshot usurp",
+)
+"""The same, drawn apart, with nothing besides."""
 
 LEASES: Final = frozenset({"stale-leader", "forgetful"})
 """What is worst for leases to read."""
@@ -121,7 +148,11 @@ class Plan:
                 share = draw.choice((0.15, 0.3, 0.5))
         drawn = frozenset(fault for fault in KINDS if draw.random() < share).union(theme)
         if Random(-seed - 1).random() < 0.25:
-            drawn = drawn.union(LATE)
+            drawn = drawn.union({"snapshot"})
+        late = Random(f"late {seed}")
+        if late.random() < 0.6:
+            theme = late.choice(LATE_THEMES).split()
+            drawn = frozenset(theme)
         faults = drawn if only is None else only
         # Some as the product has it by default, most with coarser ticks: that is more days an hour.
         tick_ms, election_ticks, heartbeat_ticks = draw.choice(

@@ -54,6 +54,7 @@ from smtpraft.simulator.network import Frame
 from smtpraft.simulator.records import Mark
 from smtpraft.simulator.snapshots import Files, Snapshots
 from smtpraft.simulator.timeline import MS
+from smtpraft.simulator.wiping import Directories
 from smtpraft.simulator.wires import VirtualOutbound, Wires
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage import HardState, Wal
@@ -91,6 +92,8 @@ class Process:
         self.plan = plan
         self.id = host.id
         self.random = world.random
+        self.now_s = host.monotonic_s
+        """The time on this node's monotonic clock."""
         self.failed = False
         self.log = fastlog.Log()
         self.machine = SpoolMachine(host.spool.path, host.id, monotonic=host.monotonic_s, background=False)
@@ -126,13 +129,15 @@ class Process:
             read_entries=self.read,
         )
         applied, sessions = self.applier.open(background=False)
-        host.reopened(applied)
+        host.reopened(self.machine, applied)
         begins = where_to_begin(self.log, self.wal, hard_state, self.applier, alone=plan.nodes == 1)
         host.replays_to = applied if self.applier.applied_index < applied else 0
         # The log knows the members best; before it does, the founders' record (`cluster.admission`).
         members = self.applier.members
         self.conf_state = members.conf_state if members.founded else host.founders
-        host.members_are(members.index, self.conf_state)
+        founders = {node: world.founders[node] for node in host.founders.voters}
+        known = members.by_id if members.founded else founders
+        host.members_are(members.index, self.conf_state, known)
         self.core: RawNode = RawNode(
             Config(
                 id=host.id,
@@ -176,6 +181,8 @@ class Process:
             digest_at=self.machine.digest_at,
         )
         self.heartbeats.sessions = sessions
+        self.directories = Directories(host.member.incarnation)
+        self.roster = self.directories.roster(host.id, known, members, self.core, self.heartbeats)
         self.wires = Wires(self)
         self.outbound = VirtualOutbound(self, self.wires)
         self.proposing = Proposing(
@@ -223,10 +230,6 @@ class Process:
     def close(self) -> None:
         """Let go of the spool's file; nothing is said to anybody."""
         self.machine.close()
-
-    def now_s(self) -> float:
-        """Return the time on this node's monotonic clock."""
-        return self.host.monotonic_s()
 
     def aim(self, fault: str) -> None:
         """Crash here, perhaps."""
@@ -379,13 +382,9 @@ class Process:
         self.compaction.consider()
 
     def _members_changed(self, changed: Changed) -> None:
-        """As `cluster.roster`: core and heartbeats hear of it before it is reported as applied."""
-        if changed.change is None:
-            self.core.found(changed.conf_state)
-        else:
-            self.core.apply_conf_change(changed.change)
-        self.heartbeats.set_voters(self.core.conf_state)
-        self.host.members_are(changed.index, changed.conf_state)
+        """Core and heartbeats hear of it before it is reported as applied."""
+        self.roster.change(changed)
+        self.host.members_are(changed.index, changed.conf_state, changed.members)
 
     # ---- snapshots --------------------------------------------------------------------------------------------------
 
@@ -396,7 +395,7 @@ class Process:
             return None
         pending = resume_install(self.snapshot_files, self.machine)
         if pending is not None:
-            self.host.applied = self.host.mirror.applied_durable = pending[0].index
+            self.host.put_in_place(pending[0].index)
         return pending
 
     def _provide_snapshot(self) -> SnapshotMeta | None:
@@ -406,8 +405,12 @@ class Process:
 
     def receive(self, peer: NodeId, frame: Frame) -> None:
         """A frame has come."""
-        kind, head, tail = frame
+        kind, head, tail, directories = frame
         beats = self.heartbeats
+        if directories is not None:
+            if not self.directories.lets_in(peer, *directories):
+                return
+            self.host.admitted()
         if kind in SNAPSHOT_FRAMES:
             self.snapshots.received(peer, kind, head, tail)
             self.turn()
@@ -524,7 +527,7 @@ class Process:
         """As `cluster.steward`: the first leader writes the founders into the log."""
         if self.core.role is Role.LEADER and not self.applier.members.founded and self.ticks >= self._found_at:
             self._found_at = self.ticks + FOUND_TICKS
-            members = [self.world.hosts[node].member for node in self.host.founders.voters]
+            members = [self.world.founders[node] for node in self.host.founders.voters]
             with contextlib.suppress(ProposalDropped):
                 self.core.propose([encode_found(members)])
 

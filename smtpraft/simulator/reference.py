@@ -6,6 +6,7 @@ are alike). It goes forward only when somebody is to be compared, so it costs li
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
 from typing import TYPE_CHECKING, Final
@@ -35,11 +36,11 @@ class Reference:
         self._machine.open()
         self._sessions = Sessions()
         self._invariants = invariants
-        self._contents: dict[int, int] = {0: contents(self._path)}
+        self._contents: dict[int, int] = {0: contents(self._machine)}
         self.index = 0
 
-    def compare(self, node: str, path: str, index: int) -> bool:
-        """Check the spool at `path`, which says that it has applied `index`; return whether it could be compared.
+    def compare(self, node: str, machine: SpoolMachine, index: int) -> bool:
+        """Check the spool of `machine`, which says that it has applied `index`; return whether it could be compared.
 
         Raises:
             Violation: it differs.
@@ -47,7 +48,7 @@ class Reference:
         expected = self._at(index)
         if expected is None:
             return False
-        if contents(path) != expected:
+        if contents(machine) != expected:
             raise Violation("D7", f"{node}: its spool says that it is at {index}, but is not what {index} entries make")
         return True
 
@@ -65,7 +66,7 @@ class Reference:
             self._sessions.changes.clear()
             self._machine.apply(items, self._sessions.encode())
             self.index = index
-            self._contents[index] = contents(self._path)
+            self._contents[index] = contents(self._machine)
         return self._contents.get(index)
 
     def close(self) -> None:
@@ -73,19 +74,28 @@ class Reference:
         self._machine.close()
 
 
-def contents(path: str) -> int:
+def contents(machine: SpoolMachine) -> int:
     """Return a checksum of all that every node must have alike."""
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall()
-        checksum = 0
-        for (table,) in tables:
-            if table in _LOCAL_TABLES:
-                continue
-            columns = [str(row[1]) for row in connection.execute(f"PRAGMA table_info({table})").fetchall()]
-            chosen = ", ".join(column for column in columns if column not in _LOCAL_COLUMNS)
-            rows = connection.execute(f"SELECT {chosen} FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608
-            checksum = zlib.crc32(repr((table, rows)).encode(), checksum)
-        return checksum
-    finally:
-        connection.close()
+    cursor = machine._store.cursor()
+    checksum = 0
+    schema = cursor.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall()
+    for table, query in _queries(tuple(schema)):
+        rows = cursor.execute(query).fetchall()
+        checksum = zlib.crc32(repr((table, rows)).encode(), checksum)
+    return checksum
+
+
+@functools.lru_cache(maxsize=4)
+def _queries(schema: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """Return the tables that every node has alike, and what to ask for their rows."""
+    connection = apsw.Connection(":memory:")
+    found = []
+    for table, text in schema:
+        if table in _LOCAL_TABLES:
+            continue
+        connection.execute(text)
+        columns = [str(row[1]) for row in connection.execute(f"PRAGMA table_info({table})").fetchall()]
+        chosen = ", ".join(column for column in columns if column not in _LOCAL_COLUMNS)
+        found.append((table, f"SELECT {chosen} FROM {table} ORDER BY 1, 2"))  # noqa: S608
+    connection.close()
+    return found

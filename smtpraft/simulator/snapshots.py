@@ -89,6 +89,8 @@ class Snapshots:
         self._part: Part | None = None
         self._term = 0
         self._ready: SnapshotInfo | None = None
+        self._complete = False
+        """All of one was received just now."""
 
     # The leader.
 
@@ -148,9 +150,17 @@ class Snapshots:
         self._put(message.to, transfer, *encode_begin(message.term, transfer.info))
 
     def _put(self, peer: NodeId, transfer: _Transfer, kind: int, head: bytes, tail: bytes) -> None:
+        process = self._process
         transfer.number += 1
+        if process.plan.has("crawl") and not process.world.calm and process.random.random() < 0.5:
+            # A connection of its own, and a slow one: meanwhile the log may bring the same, and more.
+            process.after(process.random.randrange(SILENCE_US), self._wire, peer, kind, head, tail)
+        else:
+            self._wire(peer, kind, head, tail)
+        process.after(SILENCE_US, self._give_up, peer, transfer, transfer.number)
+
+    def _wire(self, peer: NodeId, kind: int, head: bytes, tail: bytes) -> None:
         self._process.wires.send(peer, kind, head, [tail])
-        self._process.after(SILENCE_US, self._give_up, peer, transfer, transfer.number)
 
     def _give_up(self, peer: NodeId, transfer: _Transfer, number: int) -> None:
         if self._transfers.get(peer) is transfer and transfer.number == number:
@@ -194,7 +204,8 @@ class Snapshots:
                 part = self._part
                 info = part.info
                 have = self._guarded(info.id, lambda: self._take(part, chunk))
-            if have.state is HaveState.DONE and info.index > self._process.core.commit_index:
+            if self._complete:
+                self._complete = False
                 self._whole(peer, info)
         self._process.wires.send(peer, *encode_have(have))
 
@@ -235,6 +246,7 @@ class Snapshots:
             return Have(id, part.offset, HaveState.GO_ON)
         self._part = None
         self._files.finish(part)
+        self._complete = True
         return Have(id, part.offset, HaveState.DONE)
 
     def _whole(self, peer: NodeId, info: SnapshotInfo) -> None:

@@ -13,7 +13,7 @@ import shutil
 from random import Random
 from typing import Final
 
-import apsw
+from smtpraft.spool.machine import SpoolMachine
 
 _HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
@@ -37,14 +37,12 @@ class SpoolFile:
         """The database."""
         return f"{self._stem}-{self._generation}.db"
 
-    def look(self) -> None:
+    def look(self, machine: SpoolMachine) -> None:
         """Look whether it was synced: if so, all that was committed so far would survive a loss of power.
 
         The machine says that it was by its count of syncs, each of which is a commit that SQLite syncs.
         """
-        connection = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY)
-        syncs = str(connection.execute("SELECT syncs FROM meta").fetchall())
-        connection.close()
+        syncs = str(machine._store.cursor().execute("SELECT syncs FROM meta").fetchall())
         if syncs != self._syncs:
             self._syncs = syncs
             self._salt, self._synced = self._extent()
@@ -64,6 +62,17 @@ class SpoolFile:
                 synced = self._synced if salt == self._salt else _HEADER_BYTES
                 self._syncs = ""  # The count may have gone back, and reach the same number once more.
                 os.truncate(self.path + "-wal", random.randint(synced, max(synced, end)))
+
+    def replaced(self) -> None:
+        """The database is another one, with a count of syncs of its own."""
+        self._syncs = ""
+
+    def wipe(self) -> None:
+        """Go on with nothing."""
+        self._old = self.path
+        self.forget_old()
+        self._generation += 1
+        self._salt, self._synced, self._syncs = b"", _HEADER_BYTES, ""
 
     def forget_old(self) -> None:
         """Remove what the last crash left behind, once it is closed."""

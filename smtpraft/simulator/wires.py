@@ -26,11 +26,14 @@ class Wires:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._network = process.world.network
+        self._strangers = process.plan.has("wipe")
 
     def send(self, peer: NodeId, type: int, head: bytes, spans: Sequence[bytes | memoryview] = ()) -> bool:
         """Put a frame on its way. False: it could not be, and the node knows; often it does not."""
-        frame = Frame(type, head, b"".join(spans) if spans else b"")
-        return self._network.send(self._process.id, peer, frame) or self._process.random.random() < 0.5
+        process = self._process
+        directories = (process.host.member.incarnation, process.directories.of(peer)) if self._strangers else None
+        frame = Frame(type, head, b"".join(spans) if spans else b"", directories)
+        return self._network.send(process.id, peer, frame) or process.random.random() < 0.5
 
     def send_control(self, peer: NodeId, frame: bytes) -> bool:
         """As `send`, for a frame that is whole."""

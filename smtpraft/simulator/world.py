@@ -68,6 +68,8 @@ class World:
             for number in range(plan.nodes, plan.nodes + SPARE_NODES):
                 name = NodeId(f"n{number + 1}")
                 self.hosts[name] = Host(self, name, number, ConfState())
+        self.founders = {name: self.hosts[name].member for name in names}
+        """Which data directories the cluster was founded with."""
         self.workload = Workload(self)
         self.faults = Faults(self)
 
@@ -87,7 +89,8 @@ class World:
             self.timeline.run_until(self.timeline.now + self.plan.seconds * S // self.plan.rounds)
             core = self._converge()
             for host in core:
-                self.reference.compare(host.id, host.spool.path, host.applied)
+                if host.process is not None:
+                    self.reference.compare(host.id, host.process.machine, host.applied)
         self.workload.judge(core)
 
     def close(self) -> None:
@@ -133,7 +136,7 @@ class World:
     def _hand_over(self, core: list[Host]) -> None:
         """L2: leadership is handed over while nobody writes; a read is answered all the same."""
         leaders = [host for host in core if host.process is not None and host.process.core.role is Role.LEADER]
-        to = self.random.choice([host for host in core if host.id in self.members().voters])
+        to = self.random.choice([host for host in core if host.id in self.members().voters and not host.stranger])
         if leaders and leaders[0].process is not None:
             self.hand_overs += to is not leaders[0]
             leaders[0].run(leaders[0].process, leaders[0].process.transfer, to.id)
@@ -149,6 +152,8 @@ class World:
 
     def is_member(self, host: Host) -> bool:
         """Does this node get entries?"""
+        if host.stranger:
+            return False
         state = self.members()
         return host.id in {*state.voters, *state.learners, *state.voters_outgoing}
 
@@ -163,7 +168,7 @@ class World:
         members = {*state.voters, *state.learners, *state.voters_outgoing}
         last = -1
         for host in core:
-            if host.id not in members:
+            if host.id not in members or host.stranger:
                 continue
             process = host.process
             if process is None:

@@ -12,6 +12,13 @@ _HUNG: Final = (
     "wall-jump transfer campaign membership"
 )
 
+_FULL: Final = "delay loss crash-recovery power slow full damage drift"
+_FULL_AND_GONE: Final = (
+    "delay loss one-way crash-persist crash-recovery crash-all torn stall full damage drift wall-jump transfer "
+    "forgetful usurp snapshot"
+)
+_TORN: Final = "crash power damage"
+
 PINNED: Final[tuple[tuple[Order, str], ...]] = (
     (
         Order(3, seconds=20, only=frozenset(_REMOVED.split())),
@@ -34,15 +41,23 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         "a bug of the simulator: after a loss of power it missed a sync of the spool, and lost what that had stored",
     ),
     (
-        Order(312, seconds=10),
+        Order(312, seconds=10, only=frozenset(_FULL.split())),
         "a bug of the simulator: it did not expect that a damaged log cannot be put aside on a full disk",
     ),
     (
-        Order(902, seconds=10),
+        Order(902, seconds=10, only=frozenset(_FULL_AND_GONE.split())),
         "the same, where no segment was left and none could be begun",
     ),
     (
-        Order(15, seconds=10),
+        Order(0, nodes=3, seconds=10, only=frozenset({"wipe", "crash"})),
+        "a bug of the simulator: a founder took a wiped node's new directory for the one it was founded with",
+    ),
+    (
+        Order(15, seconds=10, only=frozenset({"crash", "crash-persist", "power", "snapshot"})),
+        "a bug of the simulator: it took a sync of the spool that a snapshot had brought for one it had seen before",
+    ),
+    (
+        Order(15, seconds=10, only=frozenset(_TORN.split())),
         "a bug of the simulator: it let a disk lose what nothing vouched for yet, as if that were no torn tail",
     ),
 )

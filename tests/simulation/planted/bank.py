@@ -337,6 +337,12 @@ BANK: Final = (
         "            if message.sender == self.id and not self.raft.as_reference:\n                return",
         "            if False:\n                return",
     ),
+    Bug(
+        "who lost its disk stands for election under its old name",
+        "consensus/raft.py",
+        "        return not self.barred and not self.abstains and not self.stranger",
+        "        return not self.barred and not self.abstains",
+    ),
     # What is stored in which order.
     Bug(
         "answers overtake the writes before them",
