@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -119,7 +121,7 @@ class Admin:
         self._strangers = QuietStrangers()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
-        self._socket_made = False
+        self._socket_made = 0  # its inode
 
     async def start(self) -> None:
         """Listen.
@@ -165,12 +167,13 @@ class Admin:
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
             log.warning("no Unix socket: its path is too long path=%r; set admin.socket to a shorter one", path)
             return
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)  # of a run that was killed: nobody else has this data directory now
-        await web.UnixSite(self._runner, path).start()
+        _make_room(path)
+        try:
+            await web.UnixSite(self._runner, path).start()
+        except OSError as error:  # the loops do not say which of the listeners it was
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: see admin.socket", path) from None
         os.chmod(path, 0o600)
-        self._socket_made = True
+        self._socket_made = os.lstat(path).st_ino
 
     def routes(self) -> list[tuple[str, str]]:
         """Return method and path of all that is answered."""
@@ -188,7 +191,8 @@ class Admin:
             await self._runner.cleanup()
         if self._socket_made:
             with contextlib.suppress(OSError):  # gone already: from 3.13 on asyncio does it
-                os.unlink(self._socket_path)
+                if os.lstat(self._socket_path).st_ino == self._socket_made:
+                    os.unlink(self._socket_path)
         self._strangers.remove()
 
     @property
@@ -357,6 +361,25 @@ class Admin:
             else:
                 known.append(message)
         return known, unknown
+
+
+def _make_room(path: str) -> None:
+    """Take away the socket of a run that was killed, and nothing else.
+
+    Raises:
+        OSError: something else has this name; with the path.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "is no socket; move it away, or set admin.socket to another path", path)
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.setblocking(False)  # it answers at once, or nobody listens
+        if asking.connect_ex(path) in (0, errno.EAGAIN, errno.EINPROGRESS):
+            raise OSError(errno.EADDRINUSE, "another process listens there; set admin.socket to another path", path)
+    os.unlink(path)
 
 
 def _patience_s(path: str) -> float | None:

@@ -207,7 +207,8 @@ class Daemon:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             spool.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise CommandError(Exit.CONFIG, f"node.data_dir: cannot use {self._data_dir}: {error.strerror}") from None
+            reason = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+            raise CommandError(Exit.CONFIG, f"node.data_dir: cannot use {self._data_dir}: {reason}") from None
         node_id = NodeId(config.node.id)
         self.machine = SpoolMachine(str(spool / "queue.db"), node_id)
         try:

@@ -170,6 +170,29 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             assert next(iter(settings.keys() - {"CLUSTER__PEERS"})).lower().replace("__", ".") in line
 
 
+def test_a_socket_takes_no_name_that_another_has(tmp_path: Path) -> None:
+    """Of a living process, or of a file; that of a node that was killed is free."""
+    shared = str(tmp_path / "shared.sock")
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with served(first, ADMIN__SOCKET=shared) as node:
+        node.serving()
+        status, words = refused(second, ADMIN__SOCKET=shared)
+        assert (status, "another process listens there" in words) == (69, True), words
+        assert Client([]).ask(f"unix:{shared}", "GET", "/livez").status == 200
+        node.process.kill()
+        node.ended()
+    with served(second, ADMIN__SOCKET=shared) as node:
+        node.serving()
+        assert Client([]).ask(f"unix:{shared}", "GET", "/livez").status == 200
+    Path(shared).unlink()
+    Path(shared).write_text("a letter")
+    status, words = refused(second, ADMIN__SOCKET=shared)
+    assert (status, "is no socket" in words) == (69, True), words
+    assert Path(shared).read_text() == "a letter"
+
+
 def test_the_directory_of_another_node_is_refused(tmp_path: Path) -> None:
     with served(tmp_path) as node:
         node.serving()
