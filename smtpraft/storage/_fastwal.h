@@ -22,6 +22,18 @@
 
 #include "../_fastlog.h"
 
+/* glibc 2.34 moved this out of libpthread, and gave it a new version there. The old one is in every glibc, and a module that
+ * asks for it loads with any: wheels are to run on systems older than the one they are built on. */
+#if defined(__GLIBC__) && defined(__x86_64__)
+#if __GLIBC_PREREQ(2, 34)
+__asm__(".symver pthread_condattr_setclock,pthread_condattr_setclock@GLIBC_2.3.3");
+#endif
+#elif defined(__GLIBC__) && defined(__aarch64__)
+#if __GLIBC_PREREQ(2, 34)
+__asm__(".symver pthread_condattr_setclock,pthread_condattr_setclock@GLIBC_2.17");
+#endif
+#endif
+
 enum { WAL_HEADER = 152, WAL_PAGE = 4096, WAL_VOTE = 64, WAL_IOVECS = 1000 };
 enum { RUN_CLOSED = 0, RUN_IDLE = 1, RUN_SLOW = 2, RUN_WRITE_FAILED = 3, RUN_SYNC_FAILED = 4 };
 
