@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import logging
 import os
@@ -64,6 +65,11 @@ SIGNAL_PAIR_S: Final = 0.5
 QUORUM_SAMPLE_S: Final = 0.1
 STATUS_S: Final = 1.0
 QUORUM_GRACE_S: Final = 3.0  # several elections long: a failover is waited out, a lost majority is not
+HINTS: Final = {
+    errno.EADDRINUSE: "another process has it: stop that one, or choose another address",
+    errno.EADDRNOTAVAIL: "no network card of this machine has that address",
+    errno.EACCES: "ports below 1024 take CAP_NET_BIND_SERVICE, or a socket of systemd's; never root",
+}
 
 
 class PartDied(Exception):
@@ -451,7 +457,8 @@ async def _explained(setting: str, address: str) -> AsyncIterator[None]:
         reason = (
             os.strerror(number) if number > 0 else error.strerror or str(error)
         )  # loops put sentences into strerror
-        raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}") from None
+        hint = f"; {HINTS[number]}" if number in HINTS else ""
+        raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}{hint}") from None
     except (DirectoryInUse, CannotJoin) as error:
         raise CommandError(Exit.UNAVAILABLE, str(error)) from None
     except (IdentityMismatch, ConfigError, NewerFormat) as error:

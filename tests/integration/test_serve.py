@@ -166,7 +166,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             status, line = refused(directory, **settings)
             assert status == 69, line
             assert address in line
-            assert "Address already in use" in line
+            assert "Address already in use; another process has it" in line
             assert next(iter(settings.keys() - {"CLUSTER__PEERS"})).lower().replace("__", ".") in line
 
 
