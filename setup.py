@@ -50,6 +50,8 @@ def asked_for(name: str) -> bool:
 MADE_OF = Path("build", "compiled-from.json")
 SOURCE_SUFFIXES = (".pyx", ".pxi", ".pxd", ".h")
 
+METADATA = {"egg_info", "dist_info", "sdist"}
+
 REQUIRED = asked_for("SMTPRAFT_REQUIRE_EXTENSIONS")
 
 
@@ -119,6 +121,8 @@ def extensions() -> list[Extension]:
         for name in CORE
         if not limited
     ]
+    if METADATA & set(sys.argv):
+        return wanted + core  # pip asks for these before it builds: Cython would do all its work three times
     # force: a .c file from another version of Cython or of the source must never be compiled.
     built: list[Extension] = cythonize(wanted, force=True, language_level=3)  # type: ignore[no-untyped-call]
     built += cythonize(core, force=True, language_level=3, build_dir="build/core", compiler_directives=CORE_DIRECTIVES)
