@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from smtpraft import fastlog
 from smtpraft.cluster.outbound import Outbound
 from smtpraft.consensus import Role
-from smtpraft.simulator.network import Frame
+from smtpraft.simulator.network import CALM_US, Frame
 from smtpraft.types import NodeId
 
 if TYPE_CHECKING:
@@ -68,12 +68,13 @@ class VirtualOutbound(Outbound):
             del self._waiting[peer]
             return
         process = self._process
+        slowest_us = CALM_US if process.world.calm else process.plan.disk_us
 
         def read() -> None:
             result: tuple[bytes, int] | None = None
             with contextlib.suppress(fastlog.Compacted, fastlog.Unavailable):
                 result = self._read(message.entries.first, message.entries.last)
-            process.after(process.random.randrange(1 + process.plan.disk_us), have, result)
+            process.after(process.random.randrange(1 + slowest_us), have, result)
 
         def have(result: tuple[bytes, int] | None) -> None:
             try:
@@ -85,4 +86,4 @@ class VirtualOutbound(Outbound):
                 del self._waiting[peer]
                 process.unreachable(peer)
 
-        process.after(process.random.randrange(1 + process.plan.disk_us), read)
+        process.after(process.random.randrange(1 + slowest_us), read)

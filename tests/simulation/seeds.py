@@ -53,6 +53,10 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         "a bug of the simulator: a founder took a wiped node's new directory for the one it was founded with",
     ),
     (
+        Order(9, seconds=10, only=frozenset({"repeat", "reorder", "slow", "one-way", "stall"})),
+        "a bug of the simulator: a slow disk was still slow to read from when all was to be well again",
+    ),
+    (
         Order(15, seconds=10, only=frozenset({"crash", "crash-persist", "power", "snapshot"})),
         "a bug of the simulator: it took a sync of the spool that a snapshot had brought for one it had seen before",
     ),

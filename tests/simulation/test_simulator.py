@@ -62,10 +62,10 @@ def test_what_once_failed_holds(order: Order, once: str) -> None:
     sound(order)
 
 
-def digests(*, pure: bool, hash_seed: str) -> str:
+def digests(*, pure: bool, hash_seed: str, python: str = sys.executable) -> str:
     environment = {**os.environ, "SMTPRAFT_PURE": str(int(pure)), "PYTHONHASHSEED": hash_seed}
     done = subprocess.run(
-        [sys.executable, "-c", DIGESTS], env=environment, capture_output=True, text=True, check=True, timeout=110
+        [python, "-c", DIGESTS], env=environment, capture_output=True, text=True, check=True, timeout=110
     )
     return done.stdout
 
@@ -77,6 +77,14 @@ def test_a_seed_is_a_history_on_both_halves_and_under_any_hash_seed() -> None:
     assert digests(pure=True, hash_seed="2") == first
     if find_spec("smtpraft._fastlog") is not None:
         assert digests(pure=False, hash_seed="3") == first
+
+
+@pytest.mark.skipif("SMTPRAFT_PYTHONS" not in os.environ, reason="SMTPRAFT_PYTHONS names no others")
+def test_a_seed_is_a_history_on_every_python() -> None:
+    """SMTPRAFT_PYTHONS: interpreters, separated by colons, that have the packages that smtpraft needs."""
+    first = digests(pure=True, hash_seed="1")
+    for python in os.environ["SMTPRAFT_PYTHONS"].split(os.pathsep):
+        assert digests(pure=True, hash_seed="4", python=python) == first, python
 
 
 def test_every_kind_of_fault_is_drawn_and_happens() -> None:
