@@ -286,7 +286,7 @@ def try_wheel(work: Path, wheel: Path, python: Python, *, quick: bool) -> tuple[
         round_trip(binaries, here)
         tested = "not run"
         if not quick:
-            for name in ("tests", "docs", "deploy"):
+            for name in ("tests", "benches", "docs", "deploy"):
                 shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
             shutil.copyfile(ROOT / "pyproject.toml", here / "pyproject.toml")
             # The map of the source tree is no matter of an installation.
@@ -355,6 +355,11 @@ def main() -> int:
         files = sorted((work / "out").iterdir())
         check_all(files)
         say("checked: contents, twine, check-wheel-contents, abi3audit, validate-pyproject")
+        for wheel, users in made.items():
+            for python in users:
+                said, import_ms, tested = try_wheel(work, wheel, python, quick=arguments.quick)
+                size_kb = wheel.stat().st_size // 1024
+                say(f"{wheel.name} {size_kb} KiB, on {python.name}: {said}; import {import_ms:.0f} ms; mail; {tested}")
         if arguments.twice:
             again = work / "again"
             again.mkdir()
@@ -364,11 +369,6 @@ def main() -> int:
                 if digest(file) != digest(again / "out" / file.name):
                     raise Wrong(f"wheels: {file.name} is another file when it is built again")
             say(f"reproducible: {len(files)} files built twice, every one the same")
-        for wheel, users in made.items():
-            for python in users:
-                said, import_ms, tested = try_wheel(work, wheel, python, quick=arguments.quick)
-                size_kb = wheel.stat().st_size // 1024
-                say(f"{wheel.name} {size_kb} KiB, on {python.name}: {said}; import {import_ms:.0f} ms; mail; {tested}")
         with installed(work, next(iter(made)), found[0]) as (binaries, _):
             bill = work / "out" / (files[-1].name.removesuffix(".tar.gz") + ".cdx.json")
             options = ("--output-reproducible", "--of", "JSON", "-o", bill)
