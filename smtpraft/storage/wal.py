@@ -507,20 +507,20 @@ class Wal:
         return ""
 
     def _settle(self, hard_state: HardState, *, damaged: bool) -> None:
-        """Go on from a hard state that may be newer than what the log says; say so in it if it lost something."""
-        base = self._segments[0].header
+        """Go on from a hard state that may be newer than what the log says, and say so in the log too."""
         self._promise(
             term=hard_state.term,
             vote=hard_state.vote,
             segment=self._segments[-1].header.sequence,
-            floor=base.sequence,
-            base_index=base.prev_index,
-            base_term=base.prev_term,
+            floor=self._segments[0].header.sequence,
+            base_index=self._segments[0].header.prev_index,
+            base_term=self._segments[0].header.prev_term,
         )
-        self._hard_state = hard_state
-        if damaged:
-            self._write((), 0, 0, hard_state)
-            self._sync()
+        behind, self._hard_state = hard_state[:2] != self._hard_state[:2], hard_state
+        if damaged or behind:  # A vote that is not repeated here would go with the file of promises.
+            with suppress(*(() if damaged else (WalFull,))):
+                self._write((), 0, 0, hard_state)
+                self._sync()
 
     def abstain(self) -> HardState:
         """Something that had been synced is gone without a trace: promise to abstain, and return the new hard state.

@@ -49,6 +49,10 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         "the same, where no segment was left and none could be begun",
     ),
     (
+        Order(249, seconds=10, only=frozenset({"crash", "crash-persist", "power", "rot"})),
+        "a term that a loss of power had left to the promises alone was forgotten with their file",
+    ),
+    (
         Order(0, nodes=3, seconds=10, only=frozenset({"wipe", "crash"})),
         "a bug of the simulator: a founder took a wiped node's new directory for the one it was founded with",
     ),

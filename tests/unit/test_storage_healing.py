@@ -316,6 +316,30 @@ def test_a_vote_is_promised_in_one_slot_before_it_is_told_and_in_the_other_soon_
         wal.close()
 
 
+def test_a_vote_that_a_power_cut_left_to_the_promises_alone_is_in_the_log_too_after_the_next_start() -> None:
+    """The same candidate asks again, and is answered at once: from then on nothing may take that vote along."""
+    disk = SimulatedDisk(1)
+    disk.make_directory("/data")
+    wal, _ = open_wal(disk)
+    wal.write([entry(1, 1, 10)], 1, 1, HardState(1, "", 0))
+
+    def cut(operation: Operation) -> None:
+        if operation.kind == "write" and operation.path.endswith(".wal"):
+            raise PowerCut
+
+    disk.hook = cut
+    with pytest.raises(PowerCut):
+        wal.write([], 0, 0, HardState(2, "n2", 0))
+    disk = disk.crash(Outcome.NOTHING)
+    _, recovery = open_wal(disk)
+    assert recovery.hard_state == HardState(2, "n2", 0)
+
+    disk = disk.crash(Outcome.NOTHING)
+    disk.lose("/data/promises")
+    _, recovery = open_wal(disk)
+    assert recovery.hard_state == HardState(2, "n2", 0)
+
+
 def test_a_slot_of_promises_that_is_behind_is_made_good_at_the_next_start() -> None:
     disk = SimulatedDisk()
     wal, _ = open_wal(disk)
