@@ -16,7 +16,12 @@ from smtpraft.cli.bench.figures import Figures
 from smtpraft.cli.bench.run import grid_rows
 from smtpraft.cli.bench.targets import Verdict
 
-_SYSTEMS: Final = {"smtpraft": "smtpraft, three nodes", "postfix": "Postfix", "exim": "Exim"}
+_SYSTEMS: Final = {
+    "smtpraft": "smtpraft, three nodes",
+    "postfix": "Postfix",
+    "exim": "Exim",
+    "postfix-discard": "Postfix, to `discard:`",
+}
 _LOGS: Final = {"smtpraft": "smtpraft, three nodes", "etcd": "etcd, three nodes", "pysyncobj": "PySyncObj, three nodes"}
 _MAIL_CASES: Final = {
     "4k.1": "4 KB, 1 session",

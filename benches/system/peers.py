@@ -37,6 +37,7 @@ def mail_beside_peers(plan: Plan) -> None:
         cluster.begin()
         everywhere, leader = NodesTarget(cluster, "all nodes"), NodesTarget(cluster, "leader")
         peers: list[Target] = []
+        likewise: list[Target] = []  # what our nodes do with the mail: it is accepted, and delivered to nowhere
         relays: dict[str, Target] = {"smtpraft": NodesTarget(cluster, "all nodes", RELAY_DOMAIN)}
         if reason := postfix.why_not():
             plan.figures.reasons["postfix."] = reason
@@ -45,6 +46,7 @@ def mail_beside_peers(plan: Plan) -> None:
             stack.callback(instance.end)
             instance.begin()
             peers.append(PostfixTarget(instance, "hold"))
+            likewise.append(PostfixTarget(instance, "discard"))
             relays["postfix"] = PostfixTarget(instance, "relay")
             plan.figures.facts["Postfix"] = postfix.version()
         if reason := exim.why_not():
@@ -55,13 +57,13 @@ def mail_beside_peers(plan: Plan) -> None:
             other.begin()
             peers.append(EximTarget(other))
             plan.figures.facts["Exim"] = exim.version()
-        for target in (everywhere, *peers):  # every session has its process, every cache its contents
+        for target in (everywhere, *peers, *likewise):  # every session has its process, every cache its contents
             mail.run_case(target, HUNDRED, plan.seconds(1.0))
         for number in range(1, plan.rounds + 1):
             plan.say(f"round {number}/{plan.rounds}")
             for case in (HUNDRED, TEN, ONE, ANEW, LARGE):
                 ours = leader if case is ONE else everywhere
-                for target in (ours, *peers):
+                for target in (ours, *peers, *(likewise if case in (ONE, TEN, HUNDRED) else ())):
                     if not (target.name == "exim" and case is ANEW):  # it waits before it answers QUIT
                         mail.note(plan, target.name, case, target, plan.seconds(1.5))
             for name, target in relays.items():

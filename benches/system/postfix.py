@@ -174,7 +174,7 @@ class PostfixTarget:
 
     @property
     def name(self) -> str:
-        return "postfix"
+        return "postfix-discard" if self.what == "discard" else "postfix"
 
     @property
     def recipient(self) -> str:

@@ -201,7 +201,7 @@ def _spoken(prefix: str) -> str:
 
 
 def _peer_names() -> list[str]:
-    return ["smtpraft.mail.", "smtpraft.relay.", "smtpraft.log.", "postfix.", "exim.", "etcd."]
+    return ["smtpraft.mail.", "smtpraft.relay.", "smtpraft.log.", "postfix.", "postfix-discard.", "exim.", "etcd."]
 
 
 def _ports(target: str | None) -> list[int]:
