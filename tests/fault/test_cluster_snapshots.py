@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 SETTINGS: Final = {
     "CLUSTER__MAX_LOG_ENTRIES": "50",
     "CLUSTER__SNAPSHOT_THRESHOLD": "50",
-    "CLUSTER__SNAPSHOT_BYTES_PER_S": str(6 * 1024 * 1024),  # so that there is time to die in mid-transfer
+    "CLUSTER__SNAPSHOT_BYTES_PER_S": str(4 * 1024 * 1024),  # so that there is time to die in mid-transfer
 }
 QUEUED: Final = 200  # with bodies of 45 KB on average, and what comes in ten seconds more: about 20 MB
 LEFT_BEHIND_S: Final = 40.0  # a silent member is waited for for ten seconds
@@ -41,19 +41,42 @@ def large_messages(seed: int) -> Iterator[bytes]:
         yield b"Subject: for the snapshot\r\n\r\n" + body
 
 
-def log_of(node: DemoNode) -> str:
-    return (node.directory / "log").read_text("utf-8", "replace")
+class Transfers:
+    """What a node says of the snapshots that it receives. Its log grows by the second, so each byte is read once."""
 
+    def __init__(self, node: DemoNode) -> None:
+        self._log = node.directory / "log"
+        self._part = node.directory / "data" / "snapshot" / "incoming.part"
+        self._read_bytes = 0
+        self._rest = ""
+        self.begun: list[tuple[str, int, int]] = []
+        """Of each: who sends, how many bytes there are, and from which byte on it sends."""
+        self.installed = False
 
-def in_mid_transfer(node: DemoNode, before: int) -> bool:
-    """Has a transfer begun after the first `before` ones, and is a good part of it on the disk, but not all?"""
-    announced = _RECEIVING.findall(log_of(node))[before:]
-    part = node.directory / "data" / "snapshot" / "incoming.part"
-    try:
-        size = part.stat().st_size
-    except FileNotFoundError:
-        return False
-    return bool(announced) and 0.15 * int(announced[-1][1]) < size < 0.8 * int(announced[-1][1])
+    def look(self) -> None:
+        with self._log.open("rb") as file:
+            file.seek(self._read_bytes)
+            data = file.read()
+        self._read_bytes += len(data)
+        text, _, self._rest = (self._rest + data.decode("utf-8", "replace")).rpartition("\n")
+        self.begun += [(peer, int(size), int(first)) for peer, size, first in _RECEIVING.findall(text)]
+        self.installed = self.installed or "installed a snapshot" in text
+
+    def in_the_middle(self, before: int) -> bool:
+        """Has a transfer begun after the first `before` ones, and brought something, but by far not all?
+
+        Each may begin where the last one ended: it is interrupted early, to leave something for those that follow.
+        """
+        self.look()
+        assert not self.installed, f"installed before it was interrupted often enough: {self.begun}"
+        if len(self.begun) <= before:
+            return False
+        try:
+            size = self._part.stat().st_size
+        except FileNotFoundError:
+            return False
+        _, total, first = self.begun[-1]
+        return first + 0.03 * total < size < 0.9 * total
 
 
 async def first_index(stage: Stage, node: DemoNode) -> int:
@@ -88,19 +111,23 @@ async def test_a_member_catches_up_by_snapshot_while_sender_and_receiver_die(dir
                 await wait_for(forgot, f"{node.id} has cut its log", LEFT_BEHIND_S)
             began = time.monotonic()
             stage.cluster.launch(late)
-            seen = 0
+            transfers = Transfers(late)
             for victim in KILLS:
-                await wait_for(functools.partial(in_mid_transfer, late, seen), "a snapshot is on its way", CATCH_UP_S)
-                seen = len(_RECEIVING.findall(log_of(late)))
+                seen = len(transfers.begun)
+                await wait_for(functools.partial(transfers.in_the_middle, seen), "a snapshot is on its way", CATCH_UP_S)
                 if victim == "receiver":
                     stage.kill(late)
                     stage.cluster.launch(late)
                 else:
-                    announced = _RECEIVING.findall(log_of(late))
-                    sender: Outage = stage.kill(stage.node(announced[-1][0]))[0]
+                    sender: Outage = stage.kill(stage.node(transfers.begun[-1][0]))[0]
                     # Its part of what it had brought stays; the next leader makes a copy of its own.
                     await stage.restart(sender)
-            await wait_for(lambda: "installed a snapshot" in log_of(late), "the snapshot is installed", CATCH_UP_S)
+
+            def installed() -> bool:
+                transfers.look()
+                return transfers.installed
+
+            await wait_for(installed, "the snapshot is installed", CATCH_UP_S)
             figures.add("snapshot: behind to installed, four kills in between", [time.monotonic() - began], "s")
             await stage.cluster.wait_ready(late)
             until = time.monotonic()
@@ -110,11 +137,10 @@ async def test_a_member_catches_up_by_snapshot_while_sender_and_receiver_die(dir
             await load.wait_acknowledged(60)
             await load.finish()
 
-        transfers = _RECEIVING.findall(log_of(late))
-        resumed = [int(offset) for _, _, offset in transfers if int(offset)]
-        assert len(transfers) >= len(KILLS), transfers
-        assert resumed, f"no transfer went on where the last one was broken off: {transfers}"
-        assert len({peer for peer, _, _ in transfers}) == 2, f"one of the two never sent: {transfers}"
+        resumed = [first for _, _, first in transfers.begun if first]
+        assert len(transfers.begun) >= len(KILLS), transfers.begun
+        assert resumed, f"no transfer went on where the last one was broken off: {transfers.begun}"
+        assert len({peer for peer, _, _ in transfers.begun}) == 2, f"one of the two never sent: {transfers.begun}"
         figures.add("snapshot: bytes that a resumed transfer did not send again", resumed, "bytes")
         await stage.witness.open()
         await stage.settle()
