@@ -4,7 +4,7 @@
     DIR/queue  queue_directory        mail to hold.example stays here until the end: deleting files is dear (ext4 looks
     DIR/data   data_directory         for inodes that were not deleted lately) and would cost the runs that follow
 
-Tuned as far as a fair peer may be: no syslog socket needed, no `in_flow_delay`, a process for every session.
+Tuned as far as a fair peer may be: no `in_flow_delay`, a process for every session. It logs to a file, as our nodes do.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ alias_maps =
 local_recipient_maps =
 default_process_limit = 110
 in_flow_delay = 0
+maillog_file = {directory}/mail.log
+maillog_file_prefixes = {directory}
 default_transport = discard:
 transport_maps = inline:{{ {{{relay_domain} = smtp:[127.0.0.1]:{sink_port}}} }}
 smtpd_recipient_restrictions = check_recipient_access inline:{{ {{hold.example = HOLD}} }}, permit_mynetworks, reject
@@ -67,6 +69,7 @@ smtp      unix  -  -  n  -     -  smtp
 error     unix  -  -  n  -     -  error
 retry     unix  -  -  n  -     -  error
 discard   unix  -  -  n  -     -  discard
+postlog   unix-dgram n -  n  -     1  postlogd
 anvil     unix  -  -  n  -     1  anvil
 scache    unix  -  -  n  -     1  scache
 """

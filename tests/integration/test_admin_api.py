@@ -184,7 +184,7 @@ class Bench:
         self.node = FakeNode()
         self.queue = FakeQueue()
         self.admin = Admin(
-            AdminSettings(listen="127.0.0.1:0"),
+            AdminSettings(listen="127.0.0.1:0", socket=""),
             self.node,
             self.queue,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]  # the map has tests of its own

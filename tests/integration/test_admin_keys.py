@@ -34,7 +34,7 @@ class House:
         machine.read_entry = self.node.read_entry_blocking
         self.keys = KeyValues(self.node, machine)
         self.admin = Admin(
-            AdminSettings(listen="127.0.0.1:0"),
+            AdminSettings(listen="127.0.0.1:0", socket=""),
             self.node,
             SpoolClient(self.node, machine),
             self.keys,
