@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
@@ -45,6 +46,7 @@ CONTROL_BUFFER_BYTES_MAX: Final = 64 * 1024
 """A peer that has not taken this much of heartbeats will not be helped by more of them."""
 
 LAST_WORDS_TIMEOUT_S: Final = 1.0
+ROUND_TRIPS_KEPT: Final = 8  # four seconds' worth: a machine is rarely busy for so long without a break
 
 _PING: Final = encode_frame(FRAME_PING, b"")
 _PONG: Final = encode_frame(FRAME_PONG, b"")
@@ -101,7 +103,8 @@ class Connection(asyncio.Protocol):
         self.sent_frames = 0
         self.received_bytes = 0
         self.received_frames = 0
-        self.round_trip_s: float | None = None
+        self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
+        """Of the last pings."""
         self._owner = owner
         self._handshake: Dialler | Acceptor | None = handshake
         self.dialled = isinstance(handshake, Dialler)
@@ -347,7 +350,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(_PONG)
         elif type == FRAME_PONG and not head and self._ping_end:
             self._ping_end = 0
-            self.round_trip_s = time.monotonic() - self._pinged_at
+            self.round_trips_s.append(time.monotonic() - self._pinged_at)
         elif type == FRAME_REMOVED and len(head) == 8 and self.dialled:
             self._owner.told_removed(self, int.from_bytes(head, "big"))
         elif type == FRAME_CLOSE:

@@ -520,7 +520,7 @@ class Driver:
             self.snapshots.sweep(now)
             self.guard(lambda: self._abstention.watch(self.durable_index))
             self.guard(lambda: self._scrubbing.sweep(now, min(self.durable_index, self.core.commit_index)))
-            self.guard(lambda: self.enrolment.steward.sweep(now))
+            self.guard(lambda: self.enrolment.sweep(now))
 
     def _judge_leases(self, now: float) -> None:
         """As leader: whose lease has run out is declared down, through the log."""

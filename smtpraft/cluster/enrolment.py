@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from smtpraft import fastlog
 from smtpraft.cluster.admission import Admission
+from smtpraft.cluster.distance import Distances
 from smtpraft.cluster.founding import FRAME_FOUNDING
 from smtpraft.cluster.heartbeats import Heartbeats
 from smtpraft.cluster.members import Changed, Member, Members
@@ -74,6 +75,7 @@ class Enrolment:
             self.admission,
             election_timeout_s=options.election_timeout_ms / 1000,
         )
+        self.distances = Distances(options.election_timeout_ms, transport.traffic)
         self.requests = Requests(transport, carry_out)
         transport.on_removed = self._was_removed
 
@@ -102,6 +104,11 @@ class Enrolment:
                 return True
             self.requests.receive(peer, kind, head)
         return False
+
+    def sweep(self, now: float) -> None:
+        """Do what is due by the clock; to be called several times a second."""
+        self.steward.sweep(now)
+        self.distances.sweep(now)
 
     def lost(self, peer: NodeId) -> None:
         """`peer` cannot be reached."""

@@ -61,8 +61,8 @@ class PeerStats:
     """Attempts to connect that failed."""
     reconnects: int
     """Connections to the peer after the first one of each channel."""
-    round_trip_s: float | None
-    """Of the last ping on the control connection."""
+    round_trips_s: tuple[float, ...]
+    """Of the last pings, `ROUND_TRIPS_KEPT` at most, on the control connection that is up; the oldest first."""
     last_error: str
 
 
@@ -122,7 +122,7 @@ class Link:
             buffered_bytes=sum(connection.buffered_bytes for connection in self.outgoing.values()),
             failures=self.failures,
             reconnects=max(0, self.established_count - len(KEPT_CHANNELS)),
-            round_trip_s=control.round_trip_s if control is not None else None,
+            round_trips_s=tuple(control.round_trips_s) if control is not None else (),
             last_error=self.last_error,
         )
 

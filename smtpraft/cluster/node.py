@@ -469,11 +469,11 @@ class Node:
         core, entries = self._driver.core, self._driver.entries
         progress = core.status().progress
         leading = core.role is Role.LEADER
-        beats = self._driver.heartbeats
+        beats, usual_s = self._driver.heartbeats, self._driver.enrolment.distances.usual_s
         peers = []
         for peer in (member.peer for member in self._driver.enrolment.roster.members.values() if member.id != self.id):
             row = progress.get(peer.id) if leading else None
-            round_trip_s = beats.round_trip_s.get(peer.id) if leading else None
+            round_trip_s = (beats.round_trip_s.get if leading else usual_s)(peer.id)
             peers.append(
                 PeerStatus(
                     id=peer.id,

@@ -19,6 +19,7 @@ class PeerStatus:
     state: str | None = None
     applied_index: int | None = None
     round_trip_ms: float | None = None
+    """Of the last heartbeat, on the leader; on the others the usual one of the last pings."""
     disk_lag_ms: int | None = None
     disk_full: bool | None = None
     snapshot: tuple[int, int] | None = None

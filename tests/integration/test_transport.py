@@ -452,7 +452,7 @@ def test_a_peer_that_falls_silent_is_given_up_and_found_again(run: Run, ports: I
         async with cluster_of(ports) as cluster, child(cluster) as process:
             one = Driver()
             first = await cluster.start(ONE, one, with_peers=(TWO,), silence_limit_s=0.6, handshake_timeout_s=0.5)
-            await until(lambda: first.connected(TWO) and first.stats(TWO).round_trip_s is not None)
+            await until(lambda: first.connected(TWO) and first.stats(TWO).round_trips_s)
             process.send_signal(signal.SIGSTOP)
             await until(lambda: one.events.count(("lost", TWO, False)) >= 2, "both connections given up")
             assert not first.connected(TWO)
