@@ -37,7 +37,7 @@ async def run(directory: Path, faults: Sequence[str], lease_reads: bool, seed: i
         async with Links(cluster.nodes, cluster.spare_ports) as links:
 
             async def start(node: DemoNode) -> None:
-                cluster.launch(node, CLUSTER__PEERS=links.peers(node))
+                cluster.launch(node, **links.settings(node))
 
             for node in cluster.nodes:
                 await start(node)
