@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery"})
-STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot", "crawl"})
+STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot", "crawl", "late-mail"})
 """What is there all day, and not an event."""
 
 
@@ -50,6 +50,7 @@ class Faults:
             "membership": self._change_members,
             "usurp": self._usurp,
             "stranded": self._strand,
+            "outrun": self._outrun,
             "wipe": Wipes(world).wipe,
             "rot": self._rot,
         }
@@ -362,6 +363,30 @@ class Faults:
         leader.run(leader.process, leader.process.transfer, to.id)
         self.world.network.separate([to.id], list(self.world.hosts), both_ways=False)
         self.world.timeline.after(self.random.choice((500, 1000, 3000)) * MS, self._mend, to.id)
+
+    def _outrun(self) -> None:
+        """All that is said to a leader comes late, so it knows too little of what the others have; and its connections
+        break, though all that went over them arrives. So it sends a snapshot to one who has all that is in it, or will
+        have by the time that it is there.
+        """
+        world, random, plan = self.world, self.random, self.world.plan
+        leaders = [host for host in self._up() if host.process is not None and host.process.core.role is Role.LEADER]
+        if not leaders:
+            return
+        leader = random.choice(leaders)
+        late = random.randrange(1, max(2, plan.election_ticks * plan.tick_us // 2))
+        world.network.late_us[leader.id] = late
+        for number in range(4):
+            world.timeline.after(late * (number + 1), self._break_off, leader)
+        world.timeline.after(late * 6, self._be_heard, leader.id)
+        world.fault(leader.id, "outrun", f"{late // MS} ms")
+
+    def _break_off(self, leader: Host) -> None:
+        process = leader.process
+        if process is not None and not self.world.calm:
+            for peer in self.world.hosts:
+                if peer != leader.id:
+                    process.unreachable(peer)
 
     def _forgetful(self) -> None:
         """Nobody wants anything, so all logs are alike. One node has not heard the leader for long, and stands for

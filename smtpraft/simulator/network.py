@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final, NamedTuple
 
-from smtpraft.cluster.wire import FRAME_APP
+from smtpraft.cluster.wire import FRAME_APP, FRAME_PROP
 from smtpraft.fastlog import FRAME_HEARTBEAT
 from smtpraft.simulator.plan import Plan
-from smtpraft.simulator.timeline import Timeline
+from smtpraft.simulator.timeline import MS, Timeline
 from smtpraft.types import NodeId
 
 MILLION: Final = 1_000_000
@@ -54,6 +54,7 @@ class Network:
         """Whom its entries reach; its heartbeats reach all."""
         self.late_us: dict[NodeId, int] = {}
         """How much later all that is sent to a node arrives."""
+        self._late_mail = plan.has("late-mail")
         self.sent = self.lost = self.repeated = 0
 
     def send(self, sender: NodeId, to: NodeId, frame: Frame) -> bool:
@@ -83,7 +84,10 @@ class Network:
         delay = self.delay_us + int(draw * self.jitter_us * (10 if draw > 0.97 else 1))
         if self.late_us:
             delay += self.late_us.get(link[1], 0)
-        if self._in_order:
+        if self._late_mail and frame.kind == FRAME_PROP and self._random.random() < 0.4:
+            # About when whoever wants it gives it up: at times it comes behind its own withdrawal.
+            delay += self._random.randrange(200 * MS, 1500 * MS)
+        elif self._in_order:
             now = self._timeline.now
             at = max(now + delay, self._last_at.get(link, 0))
             self._last_at[link] = at
@@ -114,6 +118,7 @@ class Network:
         """Be as bad as the plan says, with every link whole."""
         self.cut.clear()
         self.late_us.clear()
+        self._late_mail = plan.has("late-mail")
         self.delay_us, self.jitter_us = plan.delay_us, plan.jitter_us
         self.loss_ppm, self.repeat_ppm = plan.loss_ppm, plan.repeat_ppm
 
@@ -121,6 +126,7 @@ class Network:
         """Be a good network from now on, but for the links that are cut."""
         self.let_all_lead()
         self.late_us.clear()
+        self._late_mail = False
         self.loss_ppm = self.repeat_ppm = 0
         self.delay_us = self.jitter_us = CALM_US
 

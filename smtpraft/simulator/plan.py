@@ -3,11 +3,15 @@
 Every seed has few kinds of faults, each often ("swarm testing"): all of them at once would drown one another, and a
 cluster that never commits proves nothing. Four days of seven are about what is worst together (`THEMES`) with little
 besides, one has one to three kinds of faults and nothing else, the others a part of all.
+
+Every second day is none of those: it is one of the `SHARP`, each in its turn, which are about a narrow window, with
+everything else of the day such that the window opens often.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -37,7 +41,7 @@ PROCESS: Final = (
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
 RAFT: Final = ("transfer", "campaign", "forget-leader", "forgetful", "membership", "usurp")
-LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot")
+LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot", "outrun", "late-mail")
 """Drawn apart: all else on a day without them is as it would be if they did not exist."""
 
 KINDS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
@@ -85,6 +89,33 @@ LATE_THEMES: Final = (
     "wipe snapshot usurp",
 )
 """The same, drawn apart, with nothing besides."""
+
+Choices = Mapping[str, tuple[int, ...]]
+
+_USURPED: Final[Choices] = {"nodes": (5,), "lazy_ppm": (600_000,), "inflight_messages": (1, 2), "append_bytes": (200,)}
+_BUSY: Final[Choices] = {"write_every_us": (10_000, 30_000)}
+_CUT: Final[Choices] = {"keep_entries": (3,), "compact_every": (10,), "segment_bytes": (16 * 1024,)}
+_AIMED: Final[Choices] = {"aimed_ppm": (50_000,), "nodes": (3, 4, 5)}
+
+SHARP: Final[tuple[tuple[str, Choices], ...]] = (
+    ("usurp stall", {**_USURPED, **_BUSY}),
+    ("membership usurp stall", {"nodes": (3, 4, 5)}),
+    ("power crash crash-persist", {**_AIMED, "apply_us": (20_000,)}),
+    ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
+    ("stale-leader", {"nodes": (3, 5), "lease_reads": (0,), **_BUSY, "fault_every_us": (1_000_000,)}),
+    ("snapshot crawl outrun reorder", {"nodes": (3, 4, 5), **_BUSY, "apply_us": (20_000,)}),
+    ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
+    ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
+    ("power crash crash-apply crash-persist", {**_AIMED, **_CUT, **_BUSY}),
+    ("partition swizzle isolate-leader transfer", {"nodes": (3, 4, 5), "rounds": (4,)}),
+    ("snapshot power crash crash-persist", {**_AIMED, **_BUSY}),
+    ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
+    ("power torn crash eio", {**_AIMED, **_BUSY}),
+    ("forgetful", {"nodes": (3, 5), "lease_reads": (1,)}),
+    ("wipe crash isolate-leader", {"nodes": (3, 5)}),
+    ("damage crash power", {"nodes": (3, 5)}),
+)
+"""What opens one window, and what the day is like besides: its values, of which one is drawn."""
 
 LEASES: Final = frozenset({"stale-leader", "forgetful"})
 """What is worst for leases to read."""
@@ -153,13 +184,17 @@ class Plan:
         if late.random() < 0.6:
             theme = late.choice(LATE_THEMES).split()
             drawn = frozenset(theme)
+        sharp: Choices = {}
+        if only is None and seed % 2:
+            kinds, sharp = SHARP[seed // 2 % len(SHARP)]
+            drawn = frozenset(kinds.split())
         faults = drawn if only is None else only
         # Some as the product has it by default, most with coarser ticks: that is more days an hour.
         tick_ms, election_ticks, heartbeat_ticks = draw.choice(
             ((10, 15, 5), (25, 6, 2), *[(50, 5, 2)] * 4, *[(50, 8, 2)] * 2, *[(100, 5, 1)] * 4)
         )
         slow = "delay" in faults
-        return cls(
+        day = cls(
             seed=seed,
             nodes=nodes or size,
             seconds=seconds,
@@ -188,6 +223,14 @@ class Plan:
             inflight_messages=draw.choice((1, 2, 4, 16)),
             append_bytes=draw.choice((200, 1_000, 4_000)),
         )
+        wanted = {name: late.choice(values) for name, values in sharp.items()}
+        if "lease_reads" in wanted:
+            wanted["lease_reads"] = wanted["lease_reads"] == 1
+        if nodes is not None:
+            wanted.pop("nodes", None)
+        if "rounds" in wanted:
+            wanted["rounds"] = min(wanted["rounds"], max(1, seconds // 5))
+        return replace(day, **wanted)  # type: ignore[arg-type]
 
     def has(self, fault: str) -> bool:
         """Does this kind of fault happen on this day?"""

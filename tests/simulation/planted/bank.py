@@ -148,16 +148,16 @@ BANK: Final = (
         quick=True,
     ),
     Bug(
-        "acknowledged beyond what was compared",
+        "what is there already is taken for what was sent",
         "consensus/follower.py",
-        "    raft.acknowledge(message.sender, last)\n",
-        "    raft.acknowledge(message.sender, raft.log.last_index)\n",
+        "    if not new:\n        return last\n    assert new",
+        "    if not new or last <= raftlog.last_index:\n        return last\n    assert new",
     ),
     Bug(
-        "committed beyond what was compared",
+        "committed before it was compared",
         "consensus/follower.py",
-        "raftlog.commit_to(min(message.commit, last))",
-        "raftlog.commit_to(min(message.commit, log.last_index))",
+        "        hint, hint_term = log.find",
+        "        raftlog.commit_to(min(message.commit, log.last_index))\n        hint, hint_term = log.find",
     ),
     Bug(
         "heartbeat commits what the follower may not have",
@@ -510,3 +510,32 @@ BANK: Final = (
         "    files.unmark()\n    wal.restart(info.index, info.term, hard_state)\n",
     ),
 )
+
+HARMLESS: Final = (
+    Bug(
+        "acknowledged beyond what was compared",
+        "consensus/follower.py",
+        "    raft.acknowledge(message.sender, last)\n",
+        "    raft.acknowledge(message.sender, raft.log.last_index)\n",
+    ),
+    Bug(
+        "committed beyond what was compared",
+        "consensus/follower.py",
+        "raftlog.commit_to(min(message.commit, last))",
+        "raftlog.commit_to(min(message.commit, log.last_index))",
+    ),
+)
+"""What looks like a bug and is none, so that no day shows it: all beyond an append that was taken is its leader's.
+
+Let `m` be the last index where the log of a follower and that of the leader of its term agree. Until the first append
+of this term is taken, the follower's log stays as it is (one that a disk lost some of begins a new term). The leader
+begins to probe at its own end, and goes back by rejections alone: a follower it has no match of is not taken for
+unreachable in any other way. None goes back behind `m`: its term is the same in both logs, and terms never decrease, so
+it is at most the term at the index that was asked for, and at most that of the hint; neither side's
+`find_conflict_by_term` passes it. What is asked for behind `m` is refused. So the first append that is taken asks for
+`m` itself, and holds an entry, since a leader's log ends with an entry of its own term, which the follower has not yet.
+That entry follows the end of the follower's log, or contradicts what is there and replaces it and all that follows:
+from then on, all that the follower has is the leader's. A snapshot changes nothing: it is sent to whom the leader
+believes behind the beginning of its own log, and so is one of later than `m`, which replaces the whole log; or the
+appends have come in the meantime.
+"""
