@@ -92,9 +92,10 @@ LATE_THEMES: Final = (
 
 Choices = Mapping[str, tuple[int, ...]]
 
-_USURPED: Final[Choices] = {"nodes": (5,), "lazy_ppm": (600_000,), "inflight_messages": (1, 2), "append_bytes": (200,)}
-_BUSY: Final[Choices] = {"write_every_us": (10_000, 30_000)}
+_USURPED: Final[Choices] = {"nodes": (5,), "lazy_ppm": (600_000, 900_000), "inflight_messages": (1, 2), "append_bytes": (200,)}
+_BUSY: Final[Choices] = {"write_every_us": (30_000,)}
 _CUT: Final[Choices] = {"keep_entries": (3,), "compact_every": (10,), "segment_bytes": (16 * 1024,)}
+_OUTRUN: Final[Choices] = {"keep_entries": (1,), "compact_every": (3,), "apply_us": (20_000,)}
 _AIMED: Final[Choices] = {"aimed_ppm": (50_000,), "nodes": (3, 4, 5)}
 
 SHARP: Final[tuple[tuple[str, Choices], ...]] = (
@@ -103,7 +104,7 @@ SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("power crash crash-persist", {**_AIMED, "apply_us": (20_000,)}),
     ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
     ("stale-leader", {"nodes": (3, 5), "lease_reads": (0,), **_BUSY, "fault_every_us": (1_000_000,)}),
-    ("snapshot crawl outrun reorder", {"nodes": (3, 4, 5), **_BUSY, "apply_us": (20_000,)}),
+    ("snapshot crawl outrun reorder", {"nodes": (3,), **_BUSY, **_OUTRUN}),
     ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
     ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
     ("power crash crash-apply crash-persist", {**_AIMED, **_CUT, **_BUSY}),

@@ -89,7 +89,7 @@ def test_a_seed_is_a_history_on_every_python() -> None:
 
 def test_every_kind_of_fault_is_drawn_and_happens() -> None:
     drawn: set[str] = set()
-    for seed in range(100):
+    for seed in range(200):
         drawn |= Plan.draw(seed).faults
     assert drawn == set(FAULTS)
 
