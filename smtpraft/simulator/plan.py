@@ -92,7 +92,12 @@ LATE_THEMES: Final = (
 
 Choices = Mapping[str, tuple[int, ...]]
 
-_USURPED: Final[Choices] = {"nodes": (5,), "lazy_ppm": (600_000, 900_000), "inflight_messages": (1, 2), "append_bytes": (200,)}
+_USURPED: Final[Choices] = {
+    "nodes": (5,),
+    "lazy_ppm": (600_000, 900_000),
+    "inflight_messages": (1, 2),
+    "append_bytes": (200,),
+}
 _BUSY: Final[Choices] = {"write_every_us": (30_000,)}
 _CUT: Final[Choices] = {"keep_entries": (3,), "compact_every": (10,), "segment_bytes": (16 * 1024,)}
 _OUTRUN: Final[Choices] = {"keep_entries": (1,), "compact_every": (3,), "apply_us": (20_000,)}
