@@ -132,7 +132,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._signals = 0
         self._serving = False
-        self._term = 0
+        self._stands = logs.Standing(config.node.id)
         self._signalled_at: float | None = None
         self._quorum_seen_at = -QUORUM_GRACE_S
         self._quorum_met = False
@@ -327,7 +327,8 @@ class Daemon:
             if self.node.has_quorum():
                 self._quorum_seen_at = loop.time()
                 self._quorum_met = True
-            self._term = self.node.term  # for the log of messages: not asked for with every line
+            if self.node.term != self._stands.term:  # for the log of messages: not made anew for every line
+                self._stands = logs.Standing(self.node.id, self.node.term)
             await asyncio.sleep(QUORUM_SAMPLE_S)
 
     async def _tell_status(self) -> None:
@@ -345,7 +346,7 @@ class Daemon:
             await asyncio.sleep(self._manager.watchdog_interval_s)
 
     def _standing(self) -> logs.Standing:
-        return logs.Standing(self.node.id, self._term)
+        return self._stands
 
     def _full(self) -> bool:
         """Is there too little room on the disk to take on a message?"""

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
+from smtpraft.cluster import direct
 from smtpraft.cluster.addresses import format_address
 from smtpraft.cluster.handshake import HANDSHAKE_TIMEOUT_S, Acceptor, Channel, Dialler, Established, Reason, Refused
 from smtpraft.cluster.wire import FRAME_TRANSPORT_FIRST
@@ -115,6 +116,7 @@ class Connection(asyncio.Protocol):
         self._handshake_timeout_s = handshake_timeout_s
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
+        self._fd = -1
         self._deadline: asyncio.TimerHandle | None = None
         self._decoder: FrameDecoder | None = None
         self._alive_at = 0.0
@@ -144,9 +146,9 @@ class Connection(asyncio.Protocol):
         self.sent_bytes += size
         self.sent_frames += 1
         if tail_bytes:
-            transport.writelines([header, *spans])
+            direct.write_parts(transport, self._fd, [header, *spans], size)
         else:
-            transport.write(header)
+            direct.write(transport, self._fd, header)
         return True
 
     def send_frame(self, frame: bytes) -> bool:
@@ -158,7 +160,7 @@ class Connection(asyncio.Protocol):
             return False
         self.sent_bytes += len(frame)
         self.sent_frames += 1
-        transport.write(frame)
+        direct.write(transport, self._fd, frame)
         return True
 
     @property
@@ -222,6 +224,7 @@ class Connection(asyncio.Protocol):
         transport = cast("asyncio.Transport", transport)  # uvloop's only looks like one
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
+        self._fd = direct.descriptor(transport)
         peer_name = transport.get_extra_info("peername")
         if isinstance(peer_name, tuple):
             self.address = format_address(peer_name[0], peer_name[1])
@@ -277,6 +280,7 @@ class Connection(asyncio.Protocol):
             self.by_peer = isinstance(exc, ConnectionError)
         self._transport = None
         self._socket = None
+        self._fd = -1
         self._decoder = None
         self.settled.set()
         self._owner.lost(self)

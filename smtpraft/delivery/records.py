@@ -22,6 +22,7 @@ from smtpraft.spool.messagelog import (
     EXPIRATION,
     TRANSIENT_FAILURE,
     MessageEvent,
+    tell,
 )
 from smtpraft.spool.types import MessageInfo, Recipient, RecipientState
 
@@ -62,7 +63,7 @@ def log_result(
         recipient.attempts + 1,
         round(delay_ms / 1000, 1),
     )
-    log.info(MessageEvent(_SHAPES[state], values))
+    tell(log, MessageEvent(_SHAPES[state], values))
 
 
 def log_dead_letter(info: MessageInfo, count: int) -> None:

@@ -22,7 +22,7 @@ from smtpraft.smtp.connection import Client, Connection, SessionOver, Transactio
 from smtpraft.smtp.policy import RelayPolicy
 from smtpraft.smtp.statistics import SmtpStatistics
 from smtpraft.smtp.trace import DateLine, count_received, received_line
-from smtpraft.spool.messagelog import RECEPTION, MessageEvent
+from smtpraft.spool.messagelog import RECEPTION, MessageEvent, tell
 from smtpraft.spool.types import Envelope, MessageId
 
 log = logging.getLogger(__name__)
@@ -129,29 +129,31 @@ class MailHandler:
         envelope.handed_over = True
 
         def done(message: MessageId | None, error: Exception | None) -> None:
+            if message is not None:
+                waited_ms = round((monotonic() - started) * 1000, 1)
+                answered(f"250 2.0.0 Ok: queued as {message}")
+                if log.isEnabledFor(logging.INFO):  # the client need not wait for it
+                    self._log_reception(message, transaction_id, mail, size_bytes, waited_ms, server.gone)
+                return
             try:
-                if message is None:
-                    reply = self._failed(transaction_id, mail, error)
-                else:
-                    values = (
-                        message,
-                        transaction_id,
-                        mail.client_host,
-                        mail.helo,
-                        mail.sender,
-                        len(mail.recipients),
-                        size_bytes,
-                        round((monotonic() - started) * 1000, 1),
-                        "true" if server.gone else "false",
-                    )
-                    log.info(MessageEvent(RECEPTION, values))
-                    reply = f"250 2.0.0 Ok: queued as {message}"
+                reply = self._failed(transaction_id, mail, error)
             except Exception:
                 log.exception("outcome unknown trace=%s client=%s", transaction_id, mail.client_host)
                 reply = ""
             answered(reply)
 
         self._submit(mail, content, deadline_s=self._settings.commit_timeout_s, done=done)
+
+    def _log_reception(
+        self, message: MessageId, trace: str, mail: Envelope, size_bytes: int, waited_ms: float, gone: bool
+    ) -> None:
+        count = len(mail.recipients)
+        left = "true" if gone else "false"
+        values = (message, trace, mail.client_host, mail.helo, mail.sender, count, size_bytes, waited_ms, left)
+        try:
+            tell(log, MessageEvent(RECEPTION, values))
+        except Exception:
+            log.exception("a reception was not logged id=%s", message)
 
     def _failed(self, transaction_id: str, mail: Envelope, error: Exception | None) -> str:
         """Return the reply to a message that the cluster has not taken, or may not have."""

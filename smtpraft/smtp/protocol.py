@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from smtpraft.cluster import direct
 from smtpraft.smtp.connection import (
     CLOSE_S,
     DATA_BYTES_PER_S_MIN,
@@ -47,6 +48,7 @@ class FastConnection(asyncio.BufferedProtocol):
         self.loop = loop
         self.hostname = host.settings.hostname
         self.transport: asyncio.Transport | None = None
+        self._fd = -1
         self.envelope = Transaction()
         self._host = host
         self._handler = host.handler
@@ -84,6 +86,7 @@ class FastConnection(asyncio.BufferedProtocol):
             transport.close()
             return
         self._admitted = True
+        self._fd = direct.descriptor(transport)
         self.session = admitted
         self._wait_for_command()
         transport.write(self._host.greeting)
@@ -247,7 +250,7 @@ class FastConnection(asyncio.BufferedProtocol):
         replies = self._replies
         if replies:
             if self.transport is not None and not self._lost:
-                self.transport.write(replies[0] if len(replies) == 1 else b"".join(replies))
+                direct.write(self.transport, self._fd, replies[0] if len(replies) == 1 else b"".join(replies))
             replies.clear()
 
     def _reply(self, reply: str) -> None:

@@ -5,11 +5,14 @@
 
 A line names the queue id and the log index in it, this node and its term; outside text is quoted; no line holds a body.
 As JSON each of these is a field of its own. An event that nobody listens to is never made: ask the logger first.
+There are two of them in the life of each message, so a process that writes its log itself takes them by a short way of
+their own (`go_straight_to`); elsewhere they are records like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from smtpraft.spool.types import MessageId, index_of
@@ -51,6 +54,26 @@ class MessageEvent:
         """Return everything by name; `type` is the kind."""
         plain = (value if isinstance(value, int | float | str) else str(value) for value in self.values)
         return {"type": self.shape.kind, **dict(zip(self.shape.keys, plain, strict=True))}
+
+
+Sink = Callable[[str, "MessageEvent"], None]
+"""Takes an event of level INFO, with the name of its logger. Quick, and raises nothing."""
+
+_sink: Sink | None = None
+
+
+def go_straight_to(sink: Sink | None) -> None:
+    """Give events to `sink` and make no records of them; None: make records."""
+    global _sink
+    _sink = sink
+
+
+def tell(log: logging.Logger, event: MessageEvent) -> None:
+    """Log `event` at level INFO, for whoever was found to listen (`log.isEnabledFor`)."""
+    if _sink is None:
+        log.info(event)
+    else:
+        _sink(log.name, event)
 
 
 RECEPTION: Final = Shape("Reception", ("id", "trace", "client", "helo", "sender", "nrcpt", "size", "ms", "client_gone"))

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
+from pathlib import Path
 
 import pytest
 
-from smtpraft.cli.logs import JsonFormatter, Standing, TextFormatter
+from smtpraft.cli.logs import (
+    EVENT_BYTES,
+    WAITING_BYTES_MAX,
+    BackgroundHandler,
+    JsonFormatter,
+    Standing,
+    TextFormatter,
+)
 from smtpraft.spool.messagelog import (
     BOUNCE,
     DEAD_LETTER,
@@ -17,6 +27,8 @@ from smtpraft.spool.messagelog import (
     TRANSIENT_FAILURE,
     MessageEvent,
     Shape,
+    go_straight_to,
+    tell,
 )
 from smtpraft.spool.types import message_id
 
@@ -54,3 +66,49 @@ def test_as_json_every_fact_is_a_field(shape: Shape) -> None:
 
 def test_an_id_that_is_none_of_ours_has_no_index() -> None:
     assert MessageEvent(DEAD_LETTER, ("ID1", 1, 2)).index == 0
+
+
+@pytest.mark.parametrize("form", [TextFormatter(), JsonFormatter()], ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: str(shape.kind))
+def test_the_short_way_writes_the_same_line(shape: Shape, form: TextFormatter | JsonFormatter) -> None:
+    form.standing = lambda: Standing("node-3", 5)
+    event = event_of(shape)
+    usual = record(event)
+    line = form.event_line(usual.created, usual.name, event, form.standing(), threading.current_thread().name)
+    assert line == form.format(usual)
+
+
+def test_an_event_takes_the_short_way_in_its_turn(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        handler = BackgroundHandler(file.fileno())
+        handler.setFormatter(TextFormatter())
+        log = logging.Logger("smtpraft.smtp.handler")  # noqa: LOG001 -- one that nobody else has
+        log.addHandler(handler)
+        go_straight_to(handler.take_event)
+        try:
+            log.info("before")
+            tell(log, event_of(RECEPTION))
+            log.info("after")
+        finally:
+            go_straight_to(None)
+            handler.close()
+    before, event, after = (tmp_path / "log").read_text().splitlines()
+    assert before.endswith("before")
+    assert after.endswith("after")
+    assert f" INFO smtp.handler Reception id={message_id(42)} " in event
+    assert event.endswith(" node=- term=0 index=42")
+
+
+def test_events_that_nobody_reads_in_time_are_counted_not_kept() -> None:
+    reading, writing = os.pipe()
+    try:
+        handler = BackgroundHandler(writing)
+        handler.setFormatter(TextFormatter())
+        for _ in range(5 * WAITING_BYTES_MAX // EVENT_BYTES):
+            handler.take_event("smtpraft.smtp.handler", event_of(RECEPTION))
+        assert handler._waiting_bytes <= WAITING_BYTES_MAX + EVENT_BYTES
+        assert handler._dropped > WAITING_BYTES_MAX // EVENT_BYTES
+    finally:
+        os.close(reading)  # the thread that writes into it gives up
+        handler.close()
+        os.close(writing)
