@@ -26,9 +26,10 @@ def descriptor(transport: asyncio.BaseTransport) -> int:
 
 
 def write(transport: asyncio.Transport, fd: int, data: bytes) -> None:
-    """Write `data` to `fd`, the descriptor of `transport`; -1: leave it to the transport."""
-    # A transport that closes has given the descriptor back: by now it may be another connection's.
-    if fd >= 0 and not transport.get_write_buffer_size() and not transport.is_closing():
+    """Write `data` to `fd`, the descriptor of `transport`; -1: leave it to the transport. Nothing if that closes."""
+    if transport.is_closing():
+        return  # it has given the descriptor back: by now it may be another connection's
+    if fd >= 0 and not transport.get_write_buffer_size():
         try:
             count = os.write(fd, data)
         except OSError:
@@ -41,7 +42,9 @@ def write(transport: asyncio.Transport, fd: int, data: bytes) -> None:
 
 def write_parts(transport: asyncio.Transport, fd: int, parts: Sequence[bytes | memoryview], size: int) -> None:
     """As `write`, the `parts` one after the other, `size` bytes in all."""
-    if fd >= 0 and len(parts) <= _PARTS_MAX and not transport.get_write_buffer_size() and not transport.is_closing():
+    if transport.is_closing():
+        return
+    if fd >= 0 and len(parts) <= _PARTS_MAX and not transport.get_write_buffer_size():
         try:
             count = os.writev(fd, parts)
         except OSError:

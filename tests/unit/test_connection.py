@@ -47,6 +47,9 @@ class Wire:
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
+    def is_closing(self) -> bool:
+        return False
+
     def get_write_buffer_size(self) -> int:
         return len(self.buffer)
 
