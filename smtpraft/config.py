@@ -81,6 +81,7 @@ class SmtpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1:2525"])
     hostname: str = "localhost"
     engine: str = ENGINE_FAST  # or "aiosmtpd": coroutines and hooks, the reference
+    workers: int = 0  # processes that speak SMTP for the node; 0: it does so itself
     max_message_bytes: int = 52_428_800
     max_recipients: int = 1000
     max_connections: int = 1000
@@ -205,6 +206,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "cluster.disk_reserve_bytes": (0, 1 << 40),
     "cluster.scrub_bytes_per_s": (0, 1 << 40),
     "cluster.snapshot_bytes_per_s": (0, 1 << 40),
+    "smtp.workers": (0, 64),
     "smtp.max_message_bytes": (
         64 * 1024,
         1 << 31,

@@ -39,7 +39,7 @@ from smtpraft.admin.members import MemberHandlers, MemberNode
 from smtpraft.admin.metrics import CONTENT_TYPE, gauge, render
 from smtpraft.admin.strangers import QuietStrangers
 from smtpraft.admin.token import read_token as read_token_file
-from smtpraft.admin.views import message_view, status_view
+from smtpraft.admin.views import JsonObject, message_view, status_view
 from smtpraft.cluster.snapshot_format import encode_file_header
 from smtpraft.cluster.snapshot_sender import Copy
 from smtpraft.config import AdminSettings, ConfigError, parse_address
@@ -90,6 +90,7 @@ class Admin:
         digest: Callable[[], tuple[str, int]],
         compiled: bool,
         compiled_parts: Mapping[str, bool],
+        workers: Callable[[], Sequence[JsonObject]] = list,
         metrics: Sequence[Callable[[], Iterable[Metric]]] = (),
         routes: Sequence[web.RouteDef] = (),
         token: bytes = b"",
@@ -115,6 +116,7 @@ class Admin:
         self._ready = ready
         self._digest = digest
         self._compiled = (compiled, compiled_parts)
+        self._workers = workers
         self._metrics = metrics
         self._data_dir = data_dir
         self._log_level = log_level
@@ -273,7 +275,7 @@ class Admin:
 
     async def _get_status(self, request: web.Request) -> web.Response:
         view = status_view(self._node.status(), self._client.counts(), self._digest(), *self._compiled)
-        return web.json_response(view | {"draining": self.draining})
+        return web.json_response(view | {"draining": self.draining, "smtp_workers": list(self._workers())})
 
     async def _get_snapshot(self, request: web.Request) -> web.StreamResponse:
         async with self._node.snapshot() as copy:

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,10 +35,10 @@ from smtpraft.admin.loglevel import LogLevel
 from smtpraft.admin.metrics import build_info, queue_metrics, raft_metrics
 from smtpraft.admin.server import Admin
 from smtpraft.admin.views import QUEUE_STATES
-from smtpraft.cli import halves, logs, preflight
+from smtpraft.cli import halves, logs, preflight, worker
 from smtpraft.cli.configuration import read_secrets
 from smtpraft.cli.exits import CommandError, Exit
-from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics
+from smtpraft.cli.gauges import delivery_metrics, node_metrics, smtp_metrics, worker_metrics
 from smtpraft.cli.manager import START_STEP_S, ServiceManager
 from smtpraft.cli.observing import Observing
 from smtpraft.cli.reload import compare
@@ -48,8 +49,10 @@ from smtpraft.cluster.settings import NodeOptions, derive_cluster_id
 from smtpraft.config import Config, ConfigError
 from smtpraft.delivery.delivery import Delivery
 from smtpraft.errors import Fatal, NewerFormat, Removed, SmtpRaftError
-from smtpraft.smtp import SmtpServer
+from smtpraft.smtp import SmtpServer, SmtpWorkers, WorkersFailed
+from smtpraft.smtp.worker_frames import State
 from smtpraft.spool.client import SpoolClient
+from smtpraft.spool.handover import submit_encoded
 from smtpraft.spool.keyclient import KeyValues
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
@@ -137,6 +140,7 @@ class Daemon:
         self._quorum_seen_at = -QUORUM_GRACE_S
         self._quorum_met = False
         self._delivery_error: asyncio.Future[BaseException]
+        self._workers_error: asyncio.Future[BaseException]
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit status.
@@ -146,6 +150,7 @@ class Daemon:
         """
         loop = asyncio.get_running_loop()
         self._delivery_error = loop.create_future()
+        self._workers_error = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -189,6 +194,7 @@ class Daemon:
                 tasks.create_task(self._watch_quorum(), name="quorum-watch"),
                 tasks.create_task(self._scrub_queue(), name="queue-scrub"),
                 tasks.create_task(self._watch_delivery(), name="delivery-watch"),
+                tasks.create_task(self._watch_workers(), name="workers-watch"),
                 tasks.create_task(self._tell_status(), name="status"),
             ]
             watchdog = None
@@ -223,9 +229,7 @@ class Daemon:
             self.machine.on_damage = self.node.damaged
             self.client = SpoolClient(self.node, self.machine)
             self.keys = KeyValues(self.node, self.machine)
-            self.smtp = SmtpServer(
-                config.smtp, submit=self.client.submit, ready=self._ready, full=self._full, sockets=self._sockets
-            )
+            self.smtp: SmtpServer | SmtpWorkers = self._smtp_side()
             self.delivery = Delivery(
                 config.delivery,
                 client=self.client,
@@ -243,6 +247,7 @@ class Daemon:
                 self.keys,
                 ready=self._ready_for_all,
                 digest=self.machine.digest_now,
+                workers=self.smtp.view if isinstance(self.smtp, SmtpWorkers) else list,
                 compiled=halves.complete(halves.parts()),
                 compiled_parts=halves.parts(),
                 metrics=[self._metrics],
@@ -253,6 +258,28 @@ class Daemon:
             )
         except ConfigError as error:
             raise CommandError(Exit.CONFIG, *error.problems) from None
+
+    def _smtp_side(self) -> SmtpServer | SmtpWorkers:
+        """Return what speaks SMTP: this process, or others."""
+        settings = self.config.smtp
+        if not settings.workers:
+            return SmtpServer(
+                settings, submit=self.client.submit, ready=self._ready, full=self._full, sockets=self._sockets
+            )
+        logs.share_stderr()
+        command, environ = worker.command()
+        return SmtpWorkers(
+            settings,
+            node=self.config.node.id,
+            loop_name=self.config.node.loop,
+            submit=self.client.submit,
+            submit_encoded=partial(submit_encoded, self.node),
+            state=self._state_for_workers,
+            command=command,
+            environ=environ,
+            on_failure=self._workers_failed,
+            sockets=self._sockets,
+        )
 
     async def _look_first(self) -> None:
         """A clock or a disk with which this node would do harm or no good."""
@@ -317,6 +344,16 @@ class Daemon:
         if not self._delivery_error.done():
             self._delivery_error.set_result(error)
 
+    async def _watch_workers(self) -> None:
+        raise PartDied("SMTP workers") from await self._workers_error
+
+    def _workers_failed(self, error: BaseException) -> None:
+        if not self._workers_error.done():
+            self._workers_error.set_result(error)
+
+    def _state_for_workers(self) -> State:
+        return State(self._ready(), self._full(), self._stands.term, logs.level_now(), self.config.log.format)
+
     async def _scrub_queue(self) -> None:
         if rate := self.config.cluster.scrub_bytes_per_s:
             await self.client.scrub(rate)
@@ -370,6 +407,7 @@ class Daemon:
         yield from node_metrics(self.node)
         yield from queue_metrics(self.client.counts(), QUEUE_STATES)
         yield from smtp_metrics(self.smtp.statistics)
+        yield from worker_metrics(self.smtp.view() if isinstance(self.smtp, SmtpWorkers) else [])
         yield from delivery_metrics(self.delivery.metrics, self.delivery.destinations)
         yield from self.observing.metrics()
 
@@ -460,7 +498,7 @@ async def _explained(setting: str, address: str) -> AsyncIterator[None]:
         )  # loops put sentences into strerror
         hint = f"; {HINTS[number]}" if number in HINTS else ""
         raise CommandError(Exit.UNAVAILABLE, f"{setting}: cannot listen on {address}: {reason}{hint}") from None
-    except (DirectoryInUse, CannotJoin) as error:
+    except (DirectoryInUse, CannotJoin, WorkersFailed) as error:
         raise CommandError(Exit.UNAVAILABLE, str(error)) from None
     except (IdentityMismatch, ConfigError, NewerFormat) as error:
         raise CommandError(Exit.CONFIG, str(error)) from None

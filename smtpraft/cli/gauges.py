@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -114,6 +114,14 @@ def smtp_metrics(statistics: SmtpStatistics) -> Iterable[Metric]:
     times, sizes = statistics.ack_seconds, statistics.message_bytes
     yield histogram("smtp_ack_duration_seconds", "Final dot to reply.", times.bounds, times.counts, times.sum)
     yield histogram("message_size_bytes", "Sizes of messages.", sizes.bounds, sizes.counts, sizes.sum)
+
+
+def worker_metrics(rows: Sequence[Mapping[str, object]]) -> Iterable[Metric]:
+    """Yield what the processes that speak SMTP for the node are doing."""
+    listening = sum(row["state"] == "listens" for row in rows)
+    yield gauge("smtp_workers", "Processes that speak SMTP for this node and listen.", listening)
+    restarts = sum(int(str(row["restarts"])) for row in rows)
+    yield counter("smtp_worker_restarts", "Times that such a process ended and another was started.", restarts)
 
 
 def delivery_metrics(metrics: DeliveryMetrics, destinations: Sequence[DestinationQueue]) -> Iterable[Metric]:

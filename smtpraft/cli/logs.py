@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -46,6 +47,13 @@ def configure(level: str, style: str, standing: Callable[[], Standing] | None = 
     logging.logProcesses = logging.logMultiprocessing = False
 
 
+def share_stderr() -> None:
+    """Other processes log to our stderr, too: from now on write whole lines in pieces that are not torn."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, BackgroundHandler):
+            handler.shared = True
+
+
 def set_level(level: str) -> None:
     """Say no less than `level` from now on, and of libraries no less than warnings."""
     logging.getLogger().setLevel(_LEVELS[level])
@@ -77,6 +85,8 @@ class BackgroundHandler(logging.Handler):
         self._dropped = 0
         self._urgent = threading.Event()
         self._closing = False
+        self.shared = False
+        """Do other processes write to `fd`, too? Then no line may be torn by theirs."""
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -144,11 +154,19 @@ class BackgroundHandler(logging.Handler):
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
+        at = 0
         try:
-            while view:
-                view = view[os.write(self._fd, view) :]
+            while at < len(data):
+                at += os.write(self._fd, view[at : _lines_end(data, at)] if self.shared else view[at:])
         except OSError:
             pass  # nobody is left to be told
+
+
+def _lines_end(data: bytes, at: int) -> int:
+    """Return where a write that begins at `at` ends: with a line, and in one piece if that is shorter than PIPE_BUF."""
+    if len(data) - at <= select.PIPE_BUF:
+        return len(data)
+    return data.rfind(b"\n", at, at + select.PIPE_BUF) + 1 or data.find(b"\n", at) + 1
 
 
 def _loss(count: int) -> logging.LogRecord:

@@ -19,7 +19,7 @@ from smtpraft.admin.tracing import Tracing
 from smtpraft.admin.watch import Watch
 from smtpraft.cluster.node import Node
 from smtpraft.delivery.delivery import Delivery
-from smtpraft.smtp import SmtpServer
+from smtpraft.smtp import SmtpServer, SmtpWorkers
 from smtpraft.smtp.statistics import ACK_SECONDS_BOUNDS
 from smtpraft.spool.client import SpoolClient
 from smtpraft.storage.stats import SYNC_BUCKETS_S
@@ -32,7 +32,9 @@ _NOT_DELIVERED: Final = ("deferred", "bounced", "expired")
 class Observing:
     """For one node. A bug in here is said and costs the page, not the mail."""
 
-    def __init__(self, node: Node, client: SpoolClient, smtp: SmtpServer, delivery: Delivery, data_dir: str) -> None:
+    def __init__(
+        self, node: Node, client: SpoolClient, smtp: SmtpServer | SmtpWorkers, delivery: Delivery, data_dir: str
+    ) -> None:
         self._node = node
         self._smtp = smtp
         self._delivery = delivery

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Callable
 from typing import Final
 
 from smtpraft._version import __version__
@@ -16,9 +15,10 @@ from smtpraft.cli import halves, logs
 from smtpraft.cli.configuration import load_or_fail, read_secrets
 from smtpraft.cli.daemon import Daemon
 from smtpraft.cli.exits import CommandError, Exit
+from smtpraft.cli.loops import loop_factory
 from smtpraft.cli.manager import ServiceManager, inherited_sockets
 from smtpraft.cli.settings import JOIN_VARIABLE, load
-from smtpraft.config import Config, ConfigError
+from smtpraft.config import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def serve(path: str | None, join: str | None = None) -> int:
     _raise_open_files()
     try:
         secret, token = read_secrets(loaded.config)
-        loop_factory = _loop_factory(loaded.config)
+        factory = loop_factory(loaded.config.node.loop)
         sockets = inherited_sockets()
     except ConfigError as error:
         raise CommandError(Exit.CONFIG, *error.problems) from None
@@ -60,7 +60,7 @@ def serve(path: str | None, join: str | None = None) -> int:
     for warning in loaded.warnings:
         log.warning("%s", warning)
     try:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(
                 Daemon(
                     loaded.config,
@@ -78,16 +78,6 @@ def serve(path: str | None, join: str | None = None) -> int:
     except Exception:
         log.exception("ended by a bug; please report it")
         return Exit.SOFTWARE
-
-
-def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
-    if config.node.loop == "asyncio":
-        return asyncio.new_event_loop
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        raise ConfigError('node.loop = "uvloop": it is not installed here; install it, or set "asyncio"') from None
-    return uvloop.new_event_loop
 
 
 def _raise_open_files() -> None:

@@ -36,11 +36,13 @@ def status(client: Client, arguments: Namespace) -> int:
             + [{"endpoint": None, "status": facts} for facts in unseen]
         )
     elif found:
-        print_rows(
-            _HEADERS,
-            [_row(endpoint, facts) for endpoint, facts in found] + [_row("-", facts) for facts in unseen],
-            arguments.write_out,
-        )
+        rows = [_row(endpoint, facts) for endpoint, facts in found] + [_row("-", facts) for facts in unseen]
+        headers: tuple[str, ...] = _HEADERS
+        if any(row[-1] != "-" for row in rows):
+            headers += ("WORKERS",)
+        else:
+            rows = [row[:-1] for row in rows]
+        print_rows(headers, rows, arguments.write_out)
     for failure in failures:
         print(f"smtpraft: {failure}", file=sys.stderr)
     return Exit.UNAVAILABLE if failures else Exit.OK
@@ -93,7 +95,15 @@ def _row(endpoint: str, facts: Json) -> list[object]:
     for peer, known in peers.items() if isinstance(peers, dict) else ():
         if isinstance(known, dict) and (outgoing := known.get("sending_snapshot")):
             shown[2] = f"{shown[2]} (snapshot to {peer} {_percent(outgoing)})"
-    return [endpoint, *shown, held, waiting, "-" if compiled is None else "yes" if compiled else "no"]
+    built = "-" if compiled is None else "yes" if compiled else "no"
+    return [endpoint, *shown, held, waiting, built, _workers(facts.get("smtp_workers"))]
+
+
+def _workers(rows: object) -> str:
+    """Return the processes that speak SMTP for a node, by their ids."""
+    if not isinstance(rows, list) or not rows:
+        return "-"
+    return ",".join(str(row.get("pid") or "starts") if row.get("state") == "listens" else "starts" for row in rows)
 
 
 def _percent(progress: object) -> str:

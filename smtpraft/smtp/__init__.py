@@ -5,5 +5,6 @@ from __future__ import annotations
 from smtpraft.smtp.handler import SubmitMail
 from smtpraft.smtp.server import SmtpServer
 from smtpraft.smtp.statistics import Histogram, SmtpStatistics
+from smtpraft.smtp.workers import SmtpWorkers, WorkersFailed
 
-__all__ = ["Histogram", "SmtpServer", "SmtpStatistics", "SubmitMail"]
+__all__ = ["Histogram", "SmtpServer", "SmtpStatistics", "SmtpWorkers", "SubmitMail", "WorkersFailed"]

@@ -54,15 +54,18 @@ class SmtpServer:
         clock: Callable[[], float] = time.time,
         instance: str = "",
         sockets: Sequence[socket.socket] = (),
+        names: Sequence[str] = (),
     ) -> None:
         """`ready` says whether a message could be committed now; MAIL is answered 451 while it does not.
         `full` says whether there is too little room on the disk to take one: 452 while it does.
 
         `instance` begins the transaction ids of `Received:` lines; empty: random. `clock` dates these lines, no more.
-        `sockets` are listeners that are open already; with them `settings.listen` is not opened.
+        `sockets` are listeners that are open already; with them `settings.listen` is not opened. `names` are what
+        metrics call them; if there are none, their addresses.
         """
         self.statistics = SmtpStatistics()
-        for text in [_name_of(listening) for listening in sockets] or settings.listen:
+        self._names = list(names) or [listener_name(listening) for listening in sockets]
+        for text in self._names or settings.listen:
             self.statistics.connections_by_listener[text] = self.statistics.received_by_listener[text] = 0
         self.memory = MemoryBudget(settings.max_inflight_bytes)
         self.draining = False
@@ -130,8 +133,8 @@ class SmtpServer:
         """
         self._loop = loop = asyncio.get_running_loop()
         try:
-            for listening in self._sockets:
-                met = partial(self._meet, _name_of(listening))
+            for name, listening in zip(self._names, self._sockets, strict=True):
+                met = partial(self._meet, name)
                 self._listeners.append(await loop.create_server(met, sock=listening, backlog=BACKLOG))
             for text in () if self._sockets else self.settings.listen:
                 address = parse_address(text)
@@ -197,9 +200,9 @@ class SmtpServer:
         key = client_key(address)
         if self.draining:
             return self._deny("draining", f"421 4.3.2 {settings.hostname} Service shutting down")
-        if len(self._sessions) >= settings.max_connections:
+        if self._connections() >= settings.max_connections:
             return self._deny("total", f"421 4.3.2 {settings.hostname} Error: too many connections")
-        if self._per_client[key] >= settings.max_connections_per_client:
+        if self._connections_of(key) >= settings.max_connections_per_client:
             return self._deny("client", f"421 4.7.0 {settings.hostname} Error: too many connections from your address")
         self._sessions[session] = key
         self._per_client[key] += 1
@@ -215,6 +218,14 @@ class SmtpServer:
         self.statistics.connections -= 1
         if not self._sessions:
             self._all_over.set()
+
+    def _connections(self) -> int:
+        """Return how many connections count towards `max_connections`."""
+        return len(self._sessions)
+
+    def _connections_of(self, client: int) -> int:
+        """Return how many of them are this client's."""
+        return self._per_client[client]
 
     def _deny(self, reason: str, reply: str) -> str:
         self.statistics.connections_denied[reason] += 1
@@ -252,13 +263,13 @@ class SmtpServer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(interval_s)
-            stressed = len(self._sessions) * 100 >= settings.max_connections * STRESS_PERCENT
+            stressed = self._connections() * 100 >= settings.max_connections * STRESS_PERCENT
             now = loop.time()
             for session in list(self._sessions):
                 session.check_time(now, stressed)
 
 
-def _name_of(listening: socket.socket) -> str:
+def listener_name(listening: socket.socket) -> str:
     """Return what metrics call a listener that was open already: its address, as `smtp.listen` would have it."""
     name = listening.getsockname()
     return str(Address(*name[:2])) if isinstance(name, tuple) else str(name)

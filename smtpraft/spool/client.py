@@ -110,12 +110,12 @@ class SpoolClient:
             Stopped: nothing was handed to the cluster.
             ValueError: there is no recipient, or an address that is no text.
         """
-        if _fits_one_entry(envelope, content):
+        if fits_one_entry(envelope, content):
             command, foreseen = _whole(envelope, content)
             answer = await self._node.replicate(command, deadline_s=deadline_s, foreseen=foreseen)
         else:
             answer = await self._accept_long(envelope, content, deadline_s)
-        return _accepted_id(answer)
+        return accepted_id(answer)
 
     def submit(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float, done: Submitted) -> None:
         """As `accept`, for callbacks: a message that fits one entry costs no task and no future.
@@ -126,13 +126,13 @@ class SpoolClient:
 
         def answered(answer: object, error: Exception | None) -> None:
             try:
-                message = _accepted_id(answer) if error is None else None
+                message = accepted_id(answer) if error is None else None
             except Exception as refused:
                 message, error = None, refused
             done(message, error)
 
         try:
-            if _fits_one_entry(envelope, content):
+            if fits_one_entry(envelope, content):
                 command, foreseen = _whole(envelope, content)
                 self._node.propose(command, answered, deadline_s=deadline_s, foreseen=foreseen)
                 return
@@ -390,7 +390,7 @@ class SpoolClient:
             callback(changes)
 
 
-def _fits_one_entry(envelope: Envelope, content: Sequence[bytes]) -> bool:
+def fits_one_entry(envelope: Envelope, content: Sequence[bytes]) -> bool:
     return _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES
 
 
@@ -401,7 +401,7 @@ def _whole(envelope: Envelope, content: Sequence[bytes]) -> tuple[bytes, Callabl
     return command, None if isinstance(commands.decode(command), Refusal) else id_of_entry
 
 
-def _accepted_id(answer: object) -> MessageId:
+def accepted_id(answer: object) -> MessageId:
     if isinstance(answer, Refusal):
         raise NotReplicated(f"refused: {answer.name}")
     assert isinstance(answer, str), f"answer to an acceptance: {answer!r}"
