@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Final, cast
 
+from smtpraft.cluster import direct
 from smtpraft.smtp.worker_frames import FrameReader
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ class WorkerLine(asyncio.BufferedProtocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._reader = FrameReader()
         self._outgoing: list[bytes] = []
         self._flushes = False
@@ -54,10 +56,11 @@ class WorkerLine(asyncio.BufferedProtocol):
             return
         outgoing, self._outgoing = self._outgoing, []
         if outgoing:
-            if sum(map(len, outgoing)) <= _JOIN_BYTES:
-                transport.write(b"".join(outgoing))
+            size_bytes = sum(map(len, outgoing))
+            if size_bytes <= _JOIN_BYTES:
+                direct.write(transport, self._fd, b"".join(outgoing))
             else:
-                transport.writelines(outgoing)
+                direct.write_parts(transport, self._fd, outgoing, size_bytes)
         if not self._writing_paused and (more := self.more_to_send()):
             transport.write(more)
             self.send()  # the next piece in the next turn: short messages pass in between
@@ -88,6 +91,7 @@ class WorkerLine(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._fd = direct.descriptor(transport)
         self._transport.set_write_buffer_limits(high=1024 * 1024)
 
     def get_buffer(self, sizehint: int) -> memoryview:

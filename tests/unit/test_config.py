@@ -146,6 +146,8 @@ def test_a_missing_file_is_told() -> None:
             "must be at least max_append_bytes, 2097152",
         ),
         ("[cluster]\nmax_apply_bytes = 1\n", "must be 1048576 to"),
+        ("[smtp]\nworkers = -1\n", "smtp.workers = -1: must be 0 to 64"),
+        ("[smtp]\nworkers = 65\n", "smtp.workers = 65: must be 0 to 64"),
         ("[cluster]\nmax_uncommitted_bytes = 1\n", "must be 1048576 to"),
         ("[smtp]\nmax_inflight_bytes = 1048576\n", "must be at least smtp.max_message_bytes"),
         ('[delivery]\nroutes = [{ domain = "*", to = "smpt://x" }]\n', "route to 'smpt://x'"),

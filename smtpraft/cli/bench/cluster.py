@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from smtpraft.cli.bench.processes import cpu_seconds, wait_calm
+from smtpraft.cli.bench.processes import cpu_seconds, family, wait_calm
 from smtpraft.cli.bench.target import BenchFailed
 from smtpraft.cli.client import Client, Json
 from smtpraft.cli.demo.nodes import DemoCluster, DemoNode
@@ -75,10 +75,10 @@ class Cluster(DemoCluster):
         return max(int(str(status["leader_changes"])) for status in self.status())
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU of each node since it started; the one that leads is `leader`."""
+        """CPU of each node since it started, its SMTP workers included; the one that leads is `leader`."""
         leader = self.find_leader()
         return {
-            "leader" if node is leader else node.id: cpu_seconds(node.process.pid)
+            "leader" if node is leader else node.id: sum(map(cpu_seconds, family(node.process.pid)))
             for node in self.nodes
             if node.process is not None
         }
