@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery"})
-STANDING: Final = frozenset({"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot", "crawl", "late-mail"})
+STANDING: Final = frozenset(
+    {"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot", "crawl", "late-mail", "again"}
+)
 """What is there all day, and not an event."""
 
 

@@ -79,6 +79,8 @@ class Host:
         self.stalled_until = 0
         self.apply_stalled_until = 0
         self._writes_left = 0
+        self._again = False
+        """The last crash was the process's alone."""
         self._killed = True
         """Is the spool's file as the last process left it? Not after a loss of power."""
         plan = world.plan
@@ -220,6 +222,8 @@ class Host:
             # What a loss of power does to a write under way is worth the most.
             writes = process is not None and process.writer.in_flight is not None
             power = (plan.has("power") or plan.has("torn")) and random.random() < (0.9 if writes else 0.5)
+            if plan.has("again"):
+                power = self._again
         if process is not None:
             self._write_half(process)
             process.abandon()
@@ -241,6 +245,14 @@ class Host:
             self.world.timeline.after(delay, self.start)
             # Once more, when it has written once or twice: what the first crash left must not come back.
             self._writes_left = random.choice((1, 1, 2)) if power and random.random() < 0.5 else 0
+            self._again = not power
+            if self._again and plan.has("again"):
+                # What the next process found was in memory only, unless it has synced that: now the memory goes, too.
+                self.world.timeline.after(delay + random.randrange(30 * MS), self._lose_power)
+
+    def _lose_power(self) -> None:
+        if self.process is not None and not self.world.calm:
+            self.crash("again", power=True)
 
     def wrote(self) -> None:
         """The log was written and synced.

@@ -41,7 +41,7 @@ PROCESS: Final = (
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
 RAFT: Final = ("transfer", "campaign", "forget-leader", "forgetful", "membership", "usurp")
-LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot", "outrun", "late-mail")
+LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot", "outrun", "late-mail", "again")
 """Drawn apart: all else on a day without them is as it would be if they did not exist."""
 
 KINDS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
@@ -97,10 +97,16 @@ _USURPED: Final[Choices] = {
     "lazy_ppm": (600_000, 900_000),
     "inflight_messages": (1, 2),
     "append_bytes": (200,),
+    "fault_every_us": (200_000,),
 }
 _BUSY: Final[Choices] = {"write_every_us": (30_000,)}
 _CUT: Final[Choices] = {"keep_entries": (3,), "compact_every": (10,), "segment_bytes": (16 * 1024,)}
-_OUTRUN: Final[Choices] = {"keep_entries": (1,), "compact_every": (3,), "apply_us": (20_000,)}
+_OUTRUN: Final[Choices] = {
+    "keep_entries": (1,),
+    "compact_every": (3,),
+    "apply_us": (20_000,),
+    "fault_every_us": (200_000, 500_000),
+}
 _AIMED: Final[Choices] = {"aimed_ppm": (50_000,), "nodes": (3, 4, 5)}
 
 SHARP: Final[tuple[tuple[str, Choices], ...]] = (
@@ -116,6 +122,7 @@ SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("partition swizzle isolate-leader transfer", {"nodes": (3, 4, 5), "rounds": (4,)}),
     ("snapshot power crash crash-persist", {**_AIMED, **_BUSY}),
     ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
+    ("power crash again", {**_AIMED, **_BUSY}),
     ("power torn crash eio", {**_AIMED, **_BUSY}),
     ("forgetful", {"nodes": (3, 5), "lease_reads": (1,)}),
     ("wipe crash isolate-leader", {"nodes": (3, 5)}),
