@@ -53,6 +53,7 @@ class Faults:
             "usurp": self._usurp,
             "stranded": self._strand,
             "outrun": self._outrun,
+            "lag": self._lag,
             "wipe": Wipes(world).wipe,
             "rot": self._rot,
         }
@@ -161,6 +162,28 @@ class Faults:
         timeline.after(begin + late + random.randrange(1 * S), self._be_heard, leader.id)
         world.workload.ask_often(leader, begin + late)
         world.fault(leader.id, "stale-leader", f"{late // MS} ms")
+
+    def _lag(self) -> None:
+        """What is said to a leader comes later and later, so slowly that it does not notice. When it is silenced, and
+        another leads already, it still hears answers: none is to what it asks now (thesis §6.4).
+        """
+        world, random, plan = self.world, self.random, self.world.plan
+        leaders = [host for host in self._up() if host.process is not None and host.process.core.role is Role.LEADER]
+        if not leaders or world.network.late_us:
+            return
+        leader = random.choice(leaders)
+        late = random.choice((1500, 2500)) * MS
+        for at in range(0, late, plan.tick_us):
+            world.timeline.after(at, self._be_late, leader.id, at)
+        election = plan.election_ticks * plan.tick_us
+        world.timeline.after(late, self._silence, leader.id, list(world.hosts))
+        world.timeline.after(late + election, world.workload.ask_often, leader, late - election)
+        world.timeline.after(2 * late + random.randrange(500 * MS), self._be_heard, leader.id)
+        world.fault(leader.id, "lag", f"{late // MS} ms")
+
+    def _be_late(self, node: NodeId, late_us: int) -> None:
+        if not self.world.calm:
+            self.world.network.late_us[node] = late_us
 
     def _silence(self, node: NodeId, others: list[NodeId]) -> None:
         if not self.world.calm:

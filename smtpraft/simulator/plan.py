@@ -41,7 +41,7 @@ PROCESS: Final = (
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
 RAFT: Final = ("transfer", "campaign", "forget-leader", "forgetful", "membership", "usurp")
-LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot", "outrun", "late-mail", "again")
+LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot", "outrun", "late-mail", "again", "lag")
 """Drawn apart: all else on a day without them is as it would be if they did not exist."""
 
 KINDS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
@@ -114,7 +114,7 @@ SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("membership usurp stall", {"nodes": (3, 4, 5)}),
     ("power crash crash-persist", {**_AIMED, "apply_us": (20_000,)}),
     ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
-    ("stale-leader", {"nodes": (3, 5), "lease_reads": (0,), **_BUSY, "fault_every_us": (1_000_000,)}),
+    ("lag", {"nodes": (3, 5), "lease_reads": (0, 0, 1), "rounds": (1,)}),
     ("snapshot crawl outrun reorder", {"nodes": (3,), **_BUSY, **_OUTRUN}),
     ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
     ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
