@@ -76,6 +76,8 @@ class Mirror:
     durable: dict[int, Mark] = field(default_factory=dict)
     durable_last: int = 0
     hard_state: HardState = field(default_factory=HardState)
+    reached: dict[int, int] = field(default_factory=dict)
+    """By term: the last index that was durable when that was this node's term, and had not been replaced in it."""
     writing: tuple[Batch, ...] = ()
     """What is being written: after a crash it is there, or it is not."""
     lost: dict[int, Mark] = field(default_factory=dict)
@@ -186,8 +188,10 @@ class Invariants:
         for batch in batches:
             if batch.hard_state is not None:
                 mirror.hard_state = batch.hard_state
+                mirror.reached.setdefault(batch.hard_state.term, mirror.durable_last)
             if not batch.entries:
                 continue
+            mirror.reached[mirror.hard_state.term] = batch.first + len(batch.entries) - 1
             for offset, mark in enumerate(batch.entries):
                 index = batch.first + offset
                 old = durable.get(index)
@@ -363,6 +367,8 @@ class Invariants:
 
     def _acknowledged(self, process: Process, message: Message) -> None:
         mirror, index = process.host.mirror, message.index
+        if message.term < mirror.hard_state.term and index <= mirror.reached.get(message.term, 0):
+            return  # True when it was written; only what has come since has replaced it. The network is as late.
         if index > mirror.durable_last:
             raise Violation("R8", f"{process.id} confirms {index}, durable is {mirror.durable_last}")
         leader = self._hosts.get(message.to)

@@ -112,7 +112,7 @@ _AIMED: Final[Choices] = {"aimed_ppm": (50_000,), "nodes": (3, 4, 5)}
 SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("usurp stall", {**_USURPED, **_BUSY}),
     ("membership usurp stall", {"nodes": (3, 4, 5)}),
-    ("power crash crash-persist", {**_AIMED, "apply_us": (20_000,)}),
+    ("power crash crash-persist", {"nodes": (3,)}),
     ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
     ("lag", {"nodes": (3, 5), "lease_reads": (0, 0, 1), "rounds": (1,)}),
     ("snapshot crawl outrun reorder", {"nodes": (3,), **_BUSY, **_OUTRUN}),
@@ -120,13 +120,13 @@ SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
     ("power crash crash-apply crash-persist", {**_AIMED, **_CUT, **_BUSY}),
     ("partition swizzle isolate-leader transfer", {"nodes": (3, 4, 5), "rounds": (4,)}),
-    ("snapshot power crash crash-persist", {**_AIMED, **_BUSY}),
+    ("snapshot power crash crash-persist", {"nodes": (3,)}),
     ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
     ("power crash again", {**_AIMED, **_BUSY}),
     ("power torn crash eio", {**_AIMED, **_BUSY}),
     ("forgetful", {"nodes": (3, 5), "lease_reads": (1,)}),
     ("wipe crash isolate-leader", {"nodes": (3, 5)}),
-    ("damage crash power", {"nodes": (3, 5)}),
+    ("damage crash", {"nodes": (3, 5)}),
 )
 """What opens one window, and what the day is like besides: its values, of which one is drawn."""
 
