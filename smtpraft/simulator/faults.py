@@ -390,28 +390,29 @@ class Faults:
         self.world.timeline.after(self.random.choice((500, 1000, 3000)) * MS, self._mend, to.id)
 
     def _outrun(self) -> None:
-        """All that is said to a leader comes late, so it knows too little of what the others have; and its connections
-        break, though all that went over them arrives. So it sends a snapshot to one who has all that is in it, or will
-        have by the time that it is there.
+        """All that one node says to its leader comes late, so that one knows too little of what it has; and connections
+        break, though all that went over them arrives. So it is sent a snapshot, and has all that is in it, and more, by
+        the time that it is there.
         """
-        world, random, plan = self.world, self.random, self.world.plan
+        world, random = self.world, self.random
         leaders = [host for host in self._up() if host.process is not None and host.process.core.role is Role.LEADER]
-        if not leaders:
+        others = [host for host in self._up() if host not in leaders]
+        if not leaders or not others or world.network.late_link is not None:
             return
-        leader = random.choice(leaders)
-        late = random.randrange(1, max(2, plan.election_ticks * plan.tick_us // 2))
-        world.network.late_us[leader.id] = late
-        for number in range(4):
-            world.timeline.after(late * (number + 1), self._break_off, leader)
-        world.timeline.after(late * 6, self._be_heard, leader.id)
-        world.fault(leader.id, "outrun", f"{late // MS} ms")
+        leader, other = random.choice(leaders), random.choice(others)
+        late = random.choice((200, 400, 700)) * MS
+        world.network.late_link, world.network.late_link_us = (other.id, leader.id), late
+        for number in range(1, 7):
+            world.timeline.after(number * late // 2, self._break_off, leader, other.id)
+        world.timeline.after(late * 6, self._be_in_time)
+        world.fault(other.id, "outrun", f"{late // MS} ms late at {leader.id}")
 
-    def _break_off(self, leader: Host) -> None:
-        process = leader.process
-        if process is not None and not self.world.calm:
-            for peer in self.world.hosts:
-                if peer != leader.id:
-                    process.unreachable(peer)
+    def _break_off(self, leader: Host, peer: NodeId) -> None:
+        if leader.process is not None and not self.world.calm:
+            leader.process.unreachable(peer)
+
+    def _be_in_time(self) -> None:
+        self.world.network.late_link = None
 
     def _forgetful(self) -> None:
         """Nobody wants anything, so all logs are alike. One node has not heard the leader for long, and stands for

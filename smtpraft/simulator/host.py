@@ -248,7 +248,7 @@ class Host:
             self._again = not power
             if self._again and plan.has("again"):
                 # What the next process found was in memory only, unless it has synced that: now the memory goes, too.
-                self.world.timeline.after(delay + random.randrange(30 * MS), self._lose_power)
+                self.world.timeline.after(delay + random.randrange(3 * MS), self._lose_power)
 
     def _lose_power(self) -> None:
         if self.process is not None and not self.world.calm:

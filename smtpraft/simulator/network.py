@@ -54,6 +54,9 @@ class Network:
         """Whom its entries reach; its heartbeats reach all."""
         self.late_us: dict[NodeId, int] = {}
         """How much later all that is sent to a node arrives."""
+        self.late_link: tuple[NodeId, NodeId] | None = None
+        self.late_link_us = 0
+        """How much later what is sent over that one arrives."""
         self._late_mail = plan.has("late-mail")
         self.sent = self.lost = self.repeated = 0
 
@@ -84,6 +87,8 @@ class Network:
         delay = self.delay_us + int(draw * self.jitter_us * (10 if draw > 0.97 else 1))
         if self.late_us:
             delay += self.late_us.get(link[1], 0)
+        if self.late_link == link:
+            delay += self.late_link_us
         if self._late_mail and frame.kind == FRAME_PROP and self._random.random() < 0.4:
             # About when whoever wants it gives it up: at times it comes behind its own withdrawal.
             delay += self._random.randrange(200 * MS, 1500 * MS)
@@ -118,6 +123,7 @@ class Network:
         """Be as bad as the plan says, with every link whole."""
         self.cut.clear()
         self.late_us.clear()
+        self.late_link = None
         self._late_mail = plan.has("late-mail")
         self.delay_us, self.jitter_us = plan.delay_us, plan.jitter_us
         self.loss_ppm, self.repeat_ppm = plan.loss_ppm, plan.repeat_ppm
@@ -126,6 +132,7 @@ class Network:
         """Be a good network from now on, but for the links that are cut."""
         self.let_all_lead()
         self.late_us.clear()
+        self.late_link = None
         self._late_mail = False
         self.loss_ppm = self.repeat_ppm = 0
         self.delay_us = self.jitter_us = CALM_US

@@ -100,12 +100,14 @@ _USURPED: Final[Choices] = {
     "fault_every_us": (200_000,),
 }
 _BUSY: Final[Choices] = {"write_every_us": (30_000,)}
-_CUT: Final[Choices] = {"keep_entries": (3,), "compact_every": (10,), "segment_bytes": (16 * 1024,)}
+_CUT: Final[Choices] = {"keep_entries": (1,), "compact_every": (3,), "segment_bytes": (16 * 1024,)}
 _OUTRUN: Final[Choices] = {
     "keep_entries": (1,),
-    "compact_every": (3,),
+    "compact_every": (1, 3),
+    "write_every_us": (60_000, 100_000),
     "apply_us": (20_000,),
-    "fault_every_us": (200_000, 500_000),
+    "fault_every_us": (200_000,),
+    "inflight_messages": (16,),
 }
 _AIMED: Final[Choices] = {"aimed_ppm": (50_000,), "nodes": (3, 4, 5)}
 
@@ -115,15 +117,16 @@ SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("power crash crash-persist", {"nodes": (3,)}),
     ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
     ("lag", {"nodes": (3, 5), "lease_reads": (0, 0, 1), "rounds": (1,)}),
-    ("snapshot crawl outrun reorder", {"nodes": (3,), **_BUSY, **_OUTRUN}),
+    ("snapshot crawl outrun", {"nodes": (3,), **_OUTRUN}),
     ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
     ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
-    ("power crash crash-apply crash-persist", {**_AIMED, **_CUT, **_BUSY}),
+    ("power crash crash-persist", {**_AIMED, **_CUT, **_BUSY}),
     ("partition swizzle isolate-leader transfer", {"nodes": (3, 4, 5), "rounds": (4,)}),
-    ("snapshot power crash crash-persist", {"nodes": (3,)}),
+    ("snapshot swizzle crash crash-persist", {**_AIMED, **_CUT, "nodes": (3,)}),
     ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
-    ("power crash again", {**_AIMED, **_BUSY}),
+    ("power crash again", {"nodes": (3,), **_BUSY}),
     ("power torn crash eio", {**_AIMED, **_BUSY}),
+    ("power crash crash-apply", {**_AIMED, **_CUT, **_BUSY}),
     ("forgetful", {"nodes": (3, 5), "lease_reads": (1,)}),
     ("wipe crash isolate-leader", {"nodes": (3, 5)}),
     ("damage crash", {"nodes": (3, 5)}),
