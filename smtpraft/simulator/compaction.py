@@ -58,5 +58,8 @@ class Compaction:
         process.world.invariants.compacted(process.host, to_index, term)
         process.turn()
         process.aim("crash-apply")
+        first = process.wal.first_index
         with process.host.aiming("crash-persist", operations=12, times=10, early=False):
             process.wal.compact(to_index)
+        if process.wal.first_index > first:
+            process.aim("crash-cut", times=10)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smtpraft.simulator.process import Process
     from smtpraft.simulator.world import World
 
-AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery"})
+AIMED: Final = frozenset({"crash-persist", "crash-send", "crash-apply", "crash-recovery", "crash-cut", "crash-install"})
 STANDING: Final = frozenset(
     {"delay", "loss", "repeat", "reorder", "slow", "drift", "snapshot", "crawl", "late-mail", "again"}
 )

@@ -84,7 +84,10 @@ class LogWriter:
         times = 10 if (large and process.plan.has("torn")) or group[0].job is not None else 1
         operations = 4 if group[0].job is None else 24  # the many steps of an install
         early = group[0].job is None
-        with self._host.aiming("crash-persist", operations=operations, times=times, early=early):
+        fault = "crash-persist"
+        if group[0].job is not None and process.plan.has("crash-install"):
+            fault, times = "crash-install", 20
+        with self._host.aiming(fault, operations=operations, times=times, early=early):
             try:
                 self.begun = True
                 write_group(self._wal, group)

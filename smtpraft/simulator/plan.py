@@ -41,7 +41,19 @@ PROCESS: Final = (
 DISK: Final = ("power", "torn", "stall", "slow", "full", "eio", "damage")
 TIME: Final = ("drift", "wall-jump")
 RAFT: Final = ("transfer", "campaign", "forget-leader", "forgetful", "membership", "usurp")
-LATE: Final = ("snapshot", "crawl", "stranded", "wipe", "rot", "outrun", "late-mail", "again", "lag")
+LATE: Final = (
+    "snapshot",
+    "crawl",
+    "stranded",
+    "wipe",
+    "rot",
+    "outrun",
+    "late-mail",
+    "again",
+    "lag",
+    "crash-cut",
+    "crash-install",
+)
 """Drawn apart: all else on a day without them is as it would be if they did not exist."""
 
 KINDS: Final = (*NETWORK, *PROCESS, *DISK, *TIME, *RAFT)
@@ -120,16 +132,16 @@ SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("snapshot crawl outrun", {"nodes": (3,), **_OUTRUN}),
     ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
     ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
-    ("power crash crash-persist", {**_AIMED, **_CUT, **_BUSY}),
+    ("power crash-cut", {**_AIMED, **_CUT, **_BUSY}),
     ("partition swizzle isolate-leader transfer", {"nodes": (3, 4, 5), "rounds": (4,)}),
-    ("snapshot swizzle crash crash-persist", {**_AIMED, **_CUT, "nodes": (3,)}),
+    ("snapshot outrun swizzle crash-install", {**_AIMED, **_CUT, "nodes": (3,)}),
     ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
     ("power crash again", {"nodes": (3,), **_BUSY}),
     ("power torn crash eio", {**_AIMED, **_BUSY}),
     ("power crash crash-apply", {**_AIMED, **_CUT, **_BUSY}),
     ("forgetful", {"nodes": (3, 5), "lease_reads": (1,)}),
     ("wipe crash isolate-leader", {"nodes": (3, 5)}),
-    ("damage crash", {"nodes": (3, 5)}),
+    ("damage crash", {"nodes": (5, 7), "fault_every_us": (200_000,), "vouch_us": (5_000,), "rounds": (4,)}),
 )
 """What opens one window, and what the day is like besides: its values, of which one is drawn."""
 

@@ -231,9 +231,9 @@ class Process:
         """Let go of the spool's file; nothing is said to anybody."""
         self.machine.close()
 
-    def aim(self, fault: str) -> None:
+    def aim(self, fault: str, *, times: int = 1) -> None:
         """Crash here, perhaps."""
-        if self.host.aimed(fault):
+        if self.host.aimed(fault, times=times):
             raise Crash(fault)
 
     # ---- one turn, as in the driver ---------------------------------------------------------------------------------
