@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NewType
 
 NodeId = NewType("NodeId", str)
@@ -26,6 +27,7 @@ def parse_node_id(text: str) -> NodeId:
     return NodeId(text)
 
 
+@lru_cache(maxsize=1024)  # The names of a cluster's nodes are few, and are put in order often.
 def node_order(node: NodeId) -> tuple[tuple[int, str], ...]:
     """Return the sort key of a node id: digit runs compare as numbers, so `node-10` comes after `node-2`."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(node) if part)

@@ -95,6 +95,7 @@ class Members:
         self.removed: dict[tuple[NodeId, int], int] = {}
         """The last that were removed: node and incarnation, and the index of the entry that did so."""
         self._membership = Membership()
+        self._packed: _Stored | None = None
 
     @property
     def founded(self) -> bool:
@@ -168,7 +169,15 @@ class Members:
             raise InvalidConfChange(f"not added, but described: {sorted(strangers)}")
 
     def pack(self) -> object:
-        """Return this state as plain values, the same on every node."""
+        """Return this state as plain values, the same on every node; not to be changed.
+
+        Every transaction stores it, and it is seldom another than before.
+        """
+        if self._packed is None or self._packed.index != self.index:
+            self._packed = self._pack()
+        return self._packed
+
+    def _pack(self) -> _Stored:
         state = self.conf_state
         return _Stored(
             self.index,

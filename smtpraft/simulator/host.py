@@ -140,6 +140,7 @@ class Host:
         except Violation:
             raise
         except Exception as error:
+            self.spool.close()
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 # A damaged log cannot be put aside on a full disk: whoever watches over the node starts it again.
                 self.world.note(self.id, "refuses", str(error))
@@ -230,9 +231,6 @@ class Host:
         self.process = None
         self.world.fault(self.id, fault + ("+power" if power else ""))
         self.spool.crash(power, random)
-        if process is not None:
-            process.close()
-        self.spool.forget_old()
         if power:
             outcomes = [Outcome.NOTHING, Outcome.ALL, Outcome.SECTORS, Outcome.SECTORS]
             if plan.has("torn"):

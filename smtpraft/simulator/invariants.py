@@ -414,10 +414,12 @@ class Invariants:
         """A node has done something."""
         self.checks += 1
         raft = process.core.raft
-        term, commit = raft.term, raft.raftlog.commit_index
-        if term < process.seen_term:
-            raise Violation("R6", f"{process.id} goes from term {process.seen_term} back to {term}")
-        process.seen_term = term
+        raftlog, mirror = raft.raftlog, process.host.mirror
+        term, commit = raft.term, raftlog.commit_index
+        if term != process.seen_term:
+            if term < process.seen_term:
+                raise Violation("R6", f"{process.id} goes from term {process.seen_term} back to {term}")
+            process.seen_term = term
         leads = raft.role is Role.LEADER
         if leads and process.led_term != term:
             self._new_leader(process, term)
@@ -426,19 +428,14 @@ class Invariants:
         if leads:
             process.led_term = term
             own = raft.tracker.progress.get(process.id)
-            if own is not None and own.match_index > process.host.mirror.durable_last:
-                raise Violation(
-                    "R8", f"{process.id} counts {own.match_index}, durable is {process.host.mirror.durable_last}"
-                )
-        mirror, stable = process.host.mirror, raft.raftlog.stable_index
-        mark = mirror.durable.get(stable)
-        if (
-            raft.raftlog.snapshot is None
-            and stable > mirror.base
-            and (mark is None or mark.term != raft.log.term(stable))
-        ):
-            raise Violation("D1", f"{process.id} takes entry {stable} for stored: its disk has another, or none")
-        if commit > raft.log.last_index or raft.raftlog.applied_index > commit:
+            if own is not None and own.match_index > mirror.durable_last:
+                raise Violation("R8", f"{process.id} counts {own.match_index}, durable is {mirror.durable_last}")
+        log, stable = raft.log, raftlog.stable_index
+        if stable > mirror.base and raftlog.snapshot is None:
+            mark = mirror.durable.get(stable)
+            if mark is None or mark.term != log.term(stable):
+                raise Violation("D1", f"{process.id} takes entry {stable} for stored: its disk has another, or none")
+        if commit > log.last_index or raftlog.applied_index > commit:
             raise Violation("R11", f"{process.id}: applied, commit, last index are not in this order")
 
     def _new_leader(self, process: Process, term: int) -> None:

@@ -56,7 +56,6 @@ from smtpraft.simulator.snapshots import Files, Snapshots
 from smtpraft.simulator.timeline import MS
 from smtpraft.simulator.wiping import Directories
 from smtpraft.simulator.wires import VirtualOutbound, Wires
-from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage import HardState, Wal
 from smtpraft.types import NO_NODE, NodeId
 
@@ -96,7 +95,7 @@ class Process:
         """The time on this node's monotonic clock."""
         self.failed = False
         self.log = fastlog.Log()
-        self.machine = SpoolMachine(host.spool.path, host.id, monotonic=host.monotonic_s, background=False)
+        self.machine = host.spool.machine(host.id, host.monotonic_s)
         pending = self._resume_install()
         self.wal, recovery = Wal.open(
             host.disk,
@@ -226,10 +225,6 @@ class Process:
         """The process is dead: its clients know what they knew."""
         self.proposals.close()
         self.reads.close(Stopped("the node has died"))
-
-    def close(self) -> None:
-        """Let go of the spool's file; nothing is said to anybody."""
-        self.machine.close()
 
     def aim(self, fault: str, *, times: int = 1) -> None:
         """Crash here, perhaps."""

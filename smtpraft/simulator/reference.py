@@ -16,6 +16,7 @@ import apsw
 from smtpraft.cluster.machine import Item, Skipped
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.fastlog import ENTRY_NORMAL
+from smtpraft.simulator.spoolfile import close_as_it_is
 from smtpraft.simulator.violation import Violation
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.types import NodeId
@@ -71,7 +72,7 @@ class Reference:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._machine.close()
+        close_as_it_is(self._machine)
 
 
 def contents(machine: SpoolMachine) -> int:

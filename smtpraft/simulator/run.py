@@ -12,12 +12,17 @@ from pathlib import Path
 from time import process_time
 from typing import Final
 
+import apsw
+
 from smtpraft.simulator.plan import Plan
 from smtpraft.simulator.timeline import S
 from smtpraft.simulator.violation import Violation
 from smtpraft.simulator.world import World
 
 TRACE_SHOWN: Final = 60
+VFS: Final = "unix-excl"
+"""No other process looks into a simulated spool, so SQLite need not lock it, nor share an index of its log."""
+
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- the files of a simulated day need no disk, and it would be slow
 
 
@@ -55,6 +60,8 @@ def live(plan: Plan, directory: str | None = None) -> Day:
     work = tempfile.mkdtemp(prefix="smtpraft-simulate-", dir=base)
     day = Day(plan)
     begun = process_time()
+    vfs = apsw.vfs_names()[0]
+    apsw.set_default_vfs(VFS)
     world = World(plan, work)
     collects = gc.isenabled()
     gc.disable()  # A day is short, and most of what it makes stays until its end: looking for cycles finds little.
@@ -71,6 +78,7 @@ def live(plan: Plan, directory: str | None = None) -> Day:
             day.rule, day.text = "ERROR", "".join(traceback.format_exception(error))
     finally:
         world.close()
+        apsw.set_default_vfs(vfs)
         if collects:
             gc.enable()
         shutil.rmtree(work, ignore_errors=True)

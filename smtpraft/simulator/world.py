@@ -53,7 +53,7 @@ class World:
         self.reference = Reference(directory, self.invariants)
         self.calm = False
         """The second phase has begun: nothing new breaks."""
-        self.digest = 0
+        self._history: list[bytes] = []
         """A checksum over the whole history: two runs of one seed have the same, or something is not determined."""
         self.trace: deque[tuple[int, str, str, str]] = deque(maxlen=TRACE_EVENTS)
         self.faults_seen: Counter[str] = Counter()
@@ -96,9 +96,8 @@ class World:
     def close(self) -> None:
         """Let go of every file."""
         for host in self.hosts.values():
-            if host.process is not None:
-                host.process.close()
-                host.process = None
+            host.spool.close()
+            host.process = None
         self.reference.close()
 
     def _converge(self) -> list[Host]:
@@ -201,14 +200,19 @@ class World:
 
     # What is told.
 
+    @property
+    def digest(self) -> int:
+        """The history's checksum: the same for the same seed, always."""
+        return zlib.crc32(b"".join(self._history))
+
     def mix(self, number: int, *facts: int) -> None:
         """Make a moment part of the history's checksum."""
-        self.digest = zlib.crc32(_MIX.pack(self.timeline.now, number, *facts), self.digest)
+        self._history.append(_MIX.pack(self.timeline.now, number, *facts))
 
     def note(self, node: str, kind: str, text: str) -> None:
         """Remember a step for the trace, and mix it into the checksum."""
         self.trace.append((self.timeline.now, node, kind, text))
-        self.digest = zlib.crc32(f"{self.timeline.now} {node} {kind} {text}".encode(), self.digest)
+        self._history.append(f"{self.timeline.now} {node} {kind} {text}".encode())
 
     def fault(self, node: str, kind: str, text: str = "") -> None:
         """Something breaks, or heals."""

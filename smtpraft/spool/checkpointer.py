@@ -35,11 +35,6 @@ class Checkpointer:
         self._failure: apsw.Error | None = None
 
     def open(self) -> None:
-        connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READWRITE)
-        connection.set_busy_timeout(0)
-        connection.execute("PRAGMA synchronous = NORMAL").fetchall()
-        connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
-        self._connection = connection
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool-checkpoint")
 
     def close(self) -> None:
@@ -73,11 +68,21 @@ class Checkpointer:
             self._move()
         return False
 
+    def _connected(self) -> apsw.Connection:
+        """Return the connection, which is opened when it is needed first: not while somebody waits for the start."""
+        if self._connection is None:
+            connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READWRITE)
+            connection.set_busy_timeout(0)
+            connection.execute("PRAGMA synchronous = NORMAL").fetchall()
+            connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+            self._connection = connection
+        return self._connection
+
     def _move(self) -> None:
         try:
-            assert self._connection is not None
+            connection = self._connected()
             for _ in range(PASSES):
-                pages, moved = move_pages(self._connection)
+                pages, moved = move_pages(connection)
                 if moved >= pages:
                     break
         except (apsw.BusyError, apsw.FullError) as error:

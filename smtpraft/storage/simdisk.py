@@ -89,7 +89,8 @@ class SimulatedFile:
 
     def pread(self, length: int, offset: int) -> bytes:
         self._check_open()
-        return bytes(self._inode.seen[offset : offset + length])
+        with memoryview(self._inode.seen) as seen:
+            return bytes(seen[offset : offset + length])
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         self._check_open()
