@@ -121,29 +121,41 @@ _OUTRUN: Final[Choices] = {
     "fault_every_us": (200_000,),
     "inflight_messages": (16,),
 }
+_DAMAGED: Final[Choices] = {
+    "nodes": (5, 7),
+    "fault_every_us": (200_000,),
+    "vouch_us": (5_000,),
+    "rounds": (4,),
+}
 _AIMED: Final[Choices] = {"aimed_ppm": (50_000,), "nodes": (3, 4, 5)}
 
 SHARP: Final[tuple[tuple[str, Choices], ...]] = (
     ("usurp stall", {**_USURPED, **_BUSY}),
-    ("membership usurp stall", {"nodes": (3, 4, 5)}),
     ("power crash crash-persist", {"nodes": (3,)}),
-    ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
-    ("lag", {"nodes": (3, 5), "lease_reads": (0, 0, 1), "rounds": (1,)}),
     ("snapshot crawl outrun", {"nodes": (3,), **_OUTRUN}),
-    ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
+    ("damage crash", _DAMAGED),
+    ("membership usurp stall", {"nodes": (3, 4, 5)}),
+    ("power crash again", {"nodes": (3,), **_BUSY}),
+    ("lag", {"nodes": (3, 5), "lease_reads": (0, 0, 1), "rounds": (1,)}),
     ("late-mail", {"nodes": (3, 4, 5), "write_every_us": (200_000,)}),
     ("power crash-cut", {**_AIMED, **_CUT, **_BUSY}),
+    ("transfer stale-leader", {"nodes": (3, 4, 5), "lease_reads": (1,)}),
     ("partition swizzle isolate-leader transfer", {"nodes": (3, 4, 5), "rounds": (4,)}),
     ("snapshot outrun swizzle crash-install", {**_AIMED, **_CUT, "nodes": (3,)}),
-    ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
+    ("usurp stall", {**_USURPED, **_BUSY}),
+    ("power crash crash-persist", {"nodes": (3,)}),
+    ("snapshot crawl outrun", {"nodes": (3,), **_OUTRUN}),
+    ("damage crash", _DAMAGED),
+    ("membership stall isolate-leader", {"nodes": (3, 4, 5)}),
     ("power crash again", {"nodes": (3,), **_BUSY}),
+    ("usurp stall transfer slow", {"nodes": (3, 4, 5)}),
     ("power torn crash eio", {**_AIMED, **_BUSY}),
     ("power crash crash-apply", {**_AIMED, **_CUT, **_BUSY}),
     ("forgetful", {"nodes": (3, 5), "lease_reads": (1,)}),
     ("wipe crash isolate-leader", {"nodes": (3, 5)}),
-    ("damage crash", {"nodes": (5, 7), "fault_every_us": (200_000,), "vouch_us": (5_000,), "rounds": (4,)}),
 )
-"""What opens one window, and what the day is like besides: its values, of which one is drawn."""
+"""What opens one window, and what the day is like besides: its values, of which one is drawn. The narrowest stand
+here twice."""
 
 LEASES: Final = frozenset({"stale-leader", "forgetful"})
 """What is worst for leases to read."""
