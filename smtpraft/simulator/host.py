@@ -43,6 +43,7 @@ class Host:
 
     def __init__(self, world: World, node: NodeId, number: int, conf_state: ConfState) -> None:
         self.world = world
+        self._timeline = world.timeline
         self.id = node
         self.number = number
         self.random = world.random
@@ -94,7 +95,7 @@ class Host:
 
     def monotonic_s(self) -> float:
         """Return this machine's monotonic time, in seconds; its rate is not quite everybody's."""
-        return (self._offset_us + self.world.timeline.now * self._rate_ppm // MILLION) / 1e6
+        return (self._offset_us + self._timeline.now * self._rate_ppm // MILLION) / 1e6
 
     def wall_s(self) -> float:
         """Return what this machine takes for the time of day."""
@@ -155,8 +156,8 @@ class Host:
         """Let `process` do something, unless it is gone; if it stands still, later."""
         if self.process is not process:
             return
-        if self.paused_until > self.world.timeline.now:
-            self.world.timeline.after(self.paused_until - self.world.timeline.now, self.run, process, act, *arguments)
+        if self.paused_until > self._timeline.now:
+            self._timeline.after(self.paused_until - self._timeline.now, self.run, process, act, *arguments)
             return
         try:
             act(*arguments)

@@ -88,13 +88,16 @@ class Process:
         world, plan = host.world, host.world.plan
         self.host = host
         self.world = world
+        self._judge: invariants.Invariants = world.invariants
         self.plan = plan
         self.id = host.id
         self.random = world.random
         self.now_s = host.monotonic_s
         """The time on this node's monotonic clock."""
+        self._after: Callable[..., None] = world.timeline.after
+        self._run: Callable[..., None] = host.run
         self.failed = False
-        self.log = fastlog.Log()
+        self.log: fastlog.Log = fastlog.Log()
         self.machine = host.spool.machine(host.id, host.monotonic_s)
         pending = self._resume_install()
         self.wal, recovery = Wal.open(
@@ -219,7 +222,7 @@ class Process:
 
     def after(self, delay_us: int, act: Callable[..., object], *arguments: object) -> None:
         """Do something later, if this process still runs then."""
-        self.world.timeline.after(delay_us, self.host.run, self, act, *arguments)
+        self._after(delay_us, self._run, self, act, *arguments)
 
     def abandon(self) -> None:
         """The process is dead: its clients know what they knew."""
@@ -228,7 +231,7 @@ class Process:
 
     def aim(self, fault: str, *, times: int = 1) -> None:
         """Crash here, perhaps."""
-        if self.host.aimed(fault, times=times):
+        if fault in self.plan.faults and self.host.aimed(fault, times=times):
             raise Crash(fault)
 
     # ---- one turn, as in the driver ---------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ class Process:
         """Do what the core wants done. If `lazy`, perhaps only the next time."""
         if lazy and self.plan.lazy_ppm and self.random.random() * 1_000_000 < self.plan.lazy_ppm:
             if self.core.role is Role.LEADER:
-                self.world.invariants.after_turn(self)  # It may lead no longer when its turn comes.
+                self._judge.after_turn(self)  # It may lead no longer when its turn comes.
             return
         core, now = self.core, self.now_s()
         core.stamp = self.clock.now_ms()
@@ -245,17 +248,17 @@ class Process:
         if self.reads.has_work(now):
             self._ask_reads(now)
         if not core.has_ready():
-            self.world.invariants.after_turn(self)
+            self._judge.after_turn(self)
             return
         while core.has_ready():
             output = core.ready()
             if output.snapshot is not None:
                 self.world.invariants.restores(self, output.snapshot)
-            marks = self._handed_out(output.entries)
+            marks = self._handed_out(output.entries) if output.entries else []
             if output.soft_state is not None:
                 self._role_changed()
                 self.proposing.turn(self._leader_since)
-            self.world.invariants.after_turn(self)
+            self._judge.after_turn(self)
             for state in output.read_states:
                 self.reads.confirmed(state, self.applier.applied_index)
             for message in output.messages:
@@ -266,7 +269,7 @@ class Process:
                 else:
                     self._send(message)
         self.log.evict(self.plan.cache_bytes, self.appends.durable_index + 1)
-        self.world.invariants.after_turn(self)
+        self._judge.after_turn(self)
         self.world.mix(self.host.number, core.term, core.commit_index, self.log.last_index)
 
     def _ask_reads(self, now: float) -> None:
@@ -278,8 +281,6 @@ class Process:
 
     def _handed_out(self, entries: EntryRange) -> list[Mark]:
         """Tell the judges what is to be stored, before they hear what the node makes of it."""
-        if not entries:
-            return []
         spans = self.log.spans(entries.first, entries.last)
         found = [mark for _, mark in records.marks(spans)]
         self.world.invariants.handed_out(self, invariants.Batch(None, entries.first, found))
@@ -447,7 +448,7 @@ class Process:
 
     def _send(self, message: Message) -> None:
         kind = message.type
-        self.world.invariants.sent(self, message)
+        self._judge.sent(self, message)
         self.aim("crash-send")
         if kind is MessageType.HEARTBEAT:
             may_grant = self.core.applied_index >= self._leader_started_index
