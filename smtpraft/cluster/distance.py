@@ -5,7 +5,7 @@ A candidate needs two round trips, of the pre-vote and of the vote, before anybo
 
 What counts are the pings of the control connection. They need no leader: without one the timeout may be why. One slow
 sample is no network but a busy machine, so all of the last ones must be slow before it is said, once for each peer; and
-half of them quick before it is well again.
+half of them quick before it is well again. A machine that is busy for seconds is as bad as a network: either elects.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from smtpraft.types import NodeId
 log = logging.getLogger(__name__)
 
 TIMEOUT_ROUND_TRIPS: Final = 10
+ADVISED_ROUND_TRIPS: Final = 12  # or the next change of the network would be spoken of again
 LOOK_EVERY_S: Final = 1.0
 _ADVISED_STEP_MS: Final = 100
 
@@ -57,19 +58,19 @@ class Distances:
         if far:
             self._far.add(peer)
             log.warning(
-                "peer is too far away for the election timeout peer=%s round_trip_ms=%.1f election_timeout_ms=%d: "
+                "peer answers too late for the election timeout peer=%s round_trip_ms=%.1f election_timeout_ms=%d: "
                 "expect elections without need, or no leader at all; set cluster.election_timeout_ms to %d or more "
                 "on all nodes, %d round trips (and cluster.lease_ms above twice that)",
                 peer,
                 usual_ms,
                 self._election_timeout_ms,
                 advised_timeout_ms(usual_ms),
-                TIMEOUT_ROUND_TRIPS,
+                ADVISED_ROUND_TRIPS,
             )
         else:
             self._far.discard(peer)
             log.warning(
-                "peer is near enough again peer=%s round_trip_ms=%.1f election_timeout_ms=%d",
+                "peer answers soon enough again peer=%s round_trip_ms=%.1f election_timeout_ms=%d",
                 peer,
                 usual_ms,
                 self._election_timeout_ms,
@@ -88,4 +89,4 @@ def is_far(round_trips_s: Sequence[float], election_timeout_ms: int) -> bool | N
 
 def advised_timeout_ms(round_trip_ms: float) -> int:
     """Return the election timeout that suits such a round trip, in full tenths of a second."""
-    return int(-(-round_trip_ms * TIMEOUT_ROUND_TRIPS // _ADVISED_STEP_MS) * _ADVISED_STEP_MS)
+    return int(-(-round_trip_ms * ADVISED_ROUND_TRIPS // _ADVISED_STEP_MS) * _ADVISED_STEP_MS)

@@ -135,5 +135,7 @@ class Links:
             if not data:
                 writer.close()
                 return
+            if writer.is_closing():
+                raise ConnectionResetError("the other end has gone")
             writer.write(data)
             await writer.drain()

@@ -18,10 +18,13 @@ from .links import Links
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
-ONE_WAY_S: Final = 0.04
+TIMEOUT_MS: Final = 500  # a loaded machine is not too slow for that, a link of 100 ms each way is
+ONE_WAY_S: Final = 0.1
 ROUND_TRIP_MS: Final = 2000 * ONE_WAY_S
-_FAR: Final = re.compile(r"far away .*peer=(\S+) round_trip_ms=([0-9.]+) .*election_timeout_ms to (\d+) or more")
-_NEAR: Final = re.compile(r"near enough again peer=(\S+) ")
+_FAR: Final = re.compile(
+    r"answers too late .*peer=(\S+) round_trip_ms=([0-9.]+) .*election_timeout_ms to (\d+) or more"
+)
+_NEAR: Final = re.compile(r"answers soon enough again peer=(\S+) ")
 
 
 def said(node: DemoNode, pattern: re.Pattern[str], skip: int = 0) -> list[tuple[str, ...]]:
@@ -31,7 +34,7 @@ def said(node: DemoNode, pattern: re.Pattern[str], skip: int = 0) -> list[tuple[
 
 
 async def test_a_network_too_slow_for_the_timeout_is_spoken_of_once(directory: Path, figures: Figures) -> None:
-    """Two nodes side by side and one 40 ms away, with the default timeout; then with the one that is advised."""
+    """Two nodes side by side and one far away, with a timeout that is too low; then with the one that is advised."""
     async with Stage(directory, start=False) as stage:
         cluster = stage.cluster
         *near, far = cluster.nodes
@@ -43,14 +46,14 @@ async def test_a_network_too_slow_for_the_timeout_is_spoken_of_once(directory: P
                 await asyncio.gather(*map(cluster.wait_ready, cluster.nodes))
 
             links.move(far, ONE_WAY_S)
-            await start()
+            await start(CLUSTER__ELECTION_TIMEOUT_MS=str(TIMEOUT_MS))
             await wait_for(lambda: all(said(node, _FAR) for node in near), "the near ones speak of the far one")
             await wait_for(lambda: len(said(far, _FAR)) == 2, "the far one speaks of both")
             warnings = [line for node in cluster.nodes for line in said(node, _FAR)]
             assert sorted(peer for peer, _, _ in warnings) == sorted([*(node.id for node in near), far.id, far.id])
             measured_ms = [float(text) for _, text, _ in warnings]
             assert min(measured_ms) >= ROUND_TRIP_MS
-            figures.add("round trips over a link of 40 ms each way, as warned of", measured_ms, "ms")
+            figures.add("round trips over a link of 100 ms each way, as warned of", measured_ms, "ms")
             advised_ms = max(int(text) for _, _, text in warnings)
             assert advised_ms >= 10 * ROUND_TRIP_MS
 
