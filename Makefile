@@ -1,4 +1,4 @@
-# make demo | test | test-faults | test-ops | wheels | deb | docs | site | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
+# make demo | test | test-aiosmtpd | test-faults | test-ops | wheels | deb | docs | site | simulate | fuzz | bench | bench-peers | lint | clean. Each makes its own virtual environment, .venv, on first use.
 #
 # PYTHON=python3.12 make test    another interpreter (make clean first)
 # make test TESTS=tests/unit     a part of the tests; ARGS='-m slow -x' goes to pytest
@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-faults test-ops wheels deb docs site simulate fuzz bench bench-peers lint clean
+.PHONY: demo test test-aiosmtpd test-faults test-ops wheels deb docs site simulate fuzz bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
@@ -25,6 +25,14 @@ demo: .venv/.run
 
 test: .venv/.test
 	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+# aiosmtpd's own tests, which are installed with it, against our two engines in its place; what does not apply to them is
+# listed, each with its reason, in tests/integration/aiosmtpd_suite/left_out.toml.
+test-aiosmtpd: .venv/.interface
+	@for engine in fast aiosmtpd; do echo "aiosmtpd's tests: engine $$engine" && $(BIN)/python -m pytest \
+		-c tests/integration/aiosmtpd_suite/suite.ini --rootdir . -p tests.integration.aiosmtpd_suite.plugin \
+		--smtp-engine $$engine --pyargs aiosmtpd.tests.test_smtp aiosmtpd.tests.test_handlers \
+		aiosmtpd.tests.test_smtpsmuggling $(ARGS) || exit 1; done
 
 # Full, frozen and failing disks, as root on Debian: file systems of their own are mounted, and taken away afterwards.
 test-faults: .venv/.test
@@ -103,7 +111,7 @@ lint: .venv/.lint
 	@$(BIN)/python -c "from smtpraft import fastlog; print('venv: compiled half:', 'yes' if fastlog.COMPILED else 'NO')"
 	@touch $@
 
-.venv/.test .venv/.bench .venv/.peers .venv/.lint .venv/.ops .venv/.release .venv/.site: .venv/.%: .venv/.run
+.venv/.test .venv/.interface .venv/.bench .venv/.peers .venv/.lint .venv/.ops .venv/.release .venv/.site: .venv/.%: .venv/.run
 	@echo "venv: what $* needs"
 	@$(BIN)/python -m pip install -qq --group $*
 	@touch $@

@@ -29,7 +29,7 @@ class MailArguments(NamedTuple):
     body_8bitmime: bool
     smtputf8: bool
     options: list[str]
-    """The parameters as they were written, as aiosmtpd's hooks want them."""
+    """The parameters as they were written, but for their keywords, which are in capitals as for aiosmtpd's hooks."""
 
 
 def parse_mail(argument: str) -> MailArguments:
@@ -44,11 +44,12 @@ def parse_mail(argument: str) -> MailArguments:
     size_bytes = 0
     body_8bitmime = smtputf8 = False
     seen = set()
-    for option in options:
+    for number, option in enumerate(options):
         keyword, equals, value = option.partition("=")
         if not _KEYWORD.fullmatch(keyword) or (equals and not _VALUE.fullmatch(value)):
             raise CommandRefused("501 5.5.4 Error: bad MAIL parameter syntax")
-        keyword = keyword.upper()
+        if keyword != (keyword := keyword.upper()):
+            options[number] = f"{keyword}{equals}{value}"
         if keyword in seen:
             raise CommandRefused("501 5.5.4 Error: MAIL parameter given twice")
         seen.add(keyword)

@@ -227,6 +227,8 @@ class SessionRules:
         self._reply("214 2.0.0 Commands: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT")
 
     def smtp_QUIT(self, argument: str) -> None:
+        if argument:
+            raise CommandRefused("501 5.5.4 Syntax: QUIT")  # RFC 5321 §4.1.1
         self._reply("221 2.0.0 Bye")
         raise SessionOver(reason="quit")
 

@@ -207,7 +207,9 @@ class SmtpServer:
         self._sessions[session] = key
         self._per_client[key] += 1
         statistics.connections += 1
-        return Client(session.loop, address, self._policy.may_relay(address))
+        client = Client(session.loop, address, self._policy.may_relay(address))
+        client.peer = peer
+        return client
 
     def forget(self, session: AnySession) -> None:
         """The session is over and its connection closed."""

@@ -142,6 +142,11 @@ def test_mail_is_read(argument: str, address: str, size_bytes: int, body_8bitmim
     assert (mail.size_bytes, mail.body_8bitmime, mail.smtputf8) == (size_bytes, body_8bitmime, smtputf8)
 
 
+def test_keywords_of_parameters_are_given_in_capitals_and_values_as_they_came() -> None:
+    """As to aiosmtpd's hooks; RFC 5321 §2.4: keywords are the same in any case."""
+    assert parse_mail("FROM:<a@b> size=7 Body=8bitMime smtputf8").options == ["SIZE=7", "BODY=8bitMime", "SMTPUTF8"]
+
+
 @pytest.mark.parametrize(
     ("argument", "reply"),
     [

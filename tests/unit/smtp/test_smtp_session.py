@@ -41,6 +41,7 @@ ORDER = {
     b"AUTH PLAIN AGEAYg==": (502, 502, 502, 502, 502),
     b"STARTTLS": (502, 502, 502, 502, 502),
     b"QUIT": (221, 221, 221, 221, 221),
+    b"QUIT now": (501, 501, 501, 501, 501),
     b"BDAT 0 LAST": (500, 500, 500, 500, 500),
     b"": (500, 500, 500, 500, 500),
     b" NOOP": (500, 500, 500, 500, 500),
@@ -377,3 +378,9 @@ async def test_a_bug_in_a_command_is_a_451(monkeypatch: pytest.MonkeyPatch) -> N
     peer = Peer()
     assert codes(await peer.say(b"EHLO c\r\n" + MAIL + b"NOOP\r\n")) == [250, 451, 250]
     await peer.finish()
+
+
+async def test_the_session_knows_its_peer_as_aiosmtpd_s_does() -> None:
+    peer = Peer(host="192.0.2.1", relay_networks=[])
+    known: object = peer.session.session.peer
+    assert known == ("192.0.2.1", 1025)

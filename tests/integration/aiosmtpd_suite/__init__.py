@@ -1,0 +1,1 @@
+"""aiosmtpd's own tests against our two engines: `make test-aiosmtpd`."""
