@@ -91,6 +91,8 @@ class NodeLine(WorkerLine):
         head = MESSAGE.pack(number, int(deadline_s * 1000))
         if command is not None:
             self.send(HEAD.pack(1 + len(head) + len(command), Kind.SUBMIT) + head, command)
+            if len(self._waiting) == 1:
+                self.flush()  # nobody else's is likely to come in this turn
             return
         self._long.append(frame(Kind.LONG, head + encode(envelope)))
         own = NUMBER.pack(number)

@@ -163,9 +163,11 @@ class _Line(WorkerLine):
                 if message is not None:
                     log.warning("queued, but its worker is gone and nobody was told id=%s", message)
                 return
-            if not self._answers:
-                self._loop.call_soon(self._answer)
             self._answers.append(answer_of(number, message, error))
+            if not self.under_way:
+                self._answer()  # no other can join it: the client need not wait for what else this turn brings
+            elif len(self._answers) == 1:
+                self._loop.call_soon(self._answer)
             if self._reading_paused and self._under_way_bytes <= self._workers.share_bytes:
                 self.read(True)
 
@@ -173,6 +175,8 @@ class _Line(WorkerLine):
 
     def _answer(self) -> None:
         answers, self._answers = self._answers, []
+        if not answers:
+            return  # told at once
         self.send(frame(Kind.ANSWERS, encode(answers)))
         self.flush()
 
