@@ -64,6 +64,7 @@ class SpoolMachine:
         self._path = path
         self._monotonic = monotonic
         self._store = Store(path)
+        self._background = background
         self._checkpointer = Checkpointer(path, background=background)
         self._queue: Queue
         self._digest = RollingDigest(0, bytes(32), 0, bytes(32))
@@ -275,7 +276,7 @@ class SpoolMachine:
             OSError: the disk, or SQLite, cannot do it now.
         """
         try:
-            meta = write_copy(self._path, path, self._reader_of_entries())
+            meta = write_copy(self._path, path, self._reader_of_entries(), gently=self._background)
         except DAMAGE as error:
             raise self.reader.damaged(error) from error
         except apsw.Error as error:  # the state itself is the apply thread's to judge
