@@ -233,10 +233,8 @@ async def stays_and_serves(stage: Stage, node: DemoNode) -> bool:
     try:
         await stage.cluster.queue(node)
         assert not await asyncio.to_thread(node.ready)
-    except Exception:
-        await asyncio.sleep(0.5)
-        if node.running:
-            raise
+    except Exception as error:
+        await wait_for(lambda: not node.running, f"it ends, for it does not answer: {error!r}", 5)
     return node.running
 
 
