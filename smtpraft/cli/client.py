@@ -105,12 +105,21 @@ class Client:
         Raises:
             CommandError: a file cannot be used.
         """
+        cacert, cert, key = self.tls.cacert, self.tls.cert, self.tls.key
+        for option, path in (("--cacert", cacert), ("--cert", cert), ("--key", key)):
+            try:
+                if path:  # ssl does not say which of its files is missing
+                    Path(path).open("rb").close()
+            except OSError as error:
+                raise CommandError(Exit.CONFIG, f"{option} {path}: {error.strerror}") from None
+        used = f"--cacert {cacert}"
         try:
-            context = ssl.create_default_context(cafile=self.tls.cacert or None)
-            if self.tls.cert:
-                context.load_cert_chain(self.tls.cert, self.tls.key or None)
+            context = ssl.create_default_context(cafile=cacert or None)
+            if cert:
+                used = f"--cert {cert} --key {key}" if key else f"--cert {cert}"
+                context.load_cert_chain(cert, key or None)
         except OSError as error:  # ssl.SSLError is one
-            raise CommandError(Exit.CONFIG, f"--cacert, --cert, --key: cannot be used: {error}") from None
+            raise CommandError(Exit.CONFIG, f"{used}: cannot be used: {error}") from None
         return context
 
     def _connection(self, endpoint: str) -> http.client.HTTPConnection:
