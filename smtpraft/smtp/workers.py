@@ -376,6 +376,8 @@ class SmtpWorkers:
             except OSError as error:
                 status = f"did not start: {error.strerror or error}"
             else:
+                if self._ends():
+                    line.cut()  # it began while the others were told to end
                 await line.gone
                 status = await self._reap(line)
                 if line.report is not None:
@@ -412,7 +414,8 @@ class SmtpWorkers:
         """
         process, ours = self._launch(place)
         line = _Line(self, place.number, process)
-        begin = Begin(
+        await self.loop.create_unix_connection(lambda: line, sock=ours)
+        begin = Begin(  # from here to the line's place there is no await: no change is missed
             number=place.number,
             workers=self.settings.workers,
             node=self._node,
@@ -423,7 +426,6 @@ class SmtpWorkers:
             census=self._census.fd,
             census_key=self._census.key,
         )
-        await self.loop.create_unix_connection(lambda: line, sock=ours)
         line.send(frame(Kind.BEGIN, encode(begin)))
         return line
 
@@ -469,6 +471,7 @@ class SmtpWorkers:
             if state != self._told:
                 self._told = state
                 self._tell_all(frame(Kind.STATE, encode(state)))
+            # After a pause of this process what they said meanwhile is read first: loops poll before they run timers.
             silent_since = monotonic() - SILENT_S
             for place in self._places:
                 if place.line is not None and not place.line.lost and place.line.heard_at < silent_since:
