@@ -349,7 +349,7 @@ class Driver:
                     self.reads.confirmed(state, self.applier.applied_index)
                 if self.reads.waiting:
                     self.applier.hurry()
-                for message in output.messages:
+                for message in sorted(output.messages, key=lambda one: one.to != APPEND_THREAD):  # disk first
                     if message.to == APPEND_THREAD:
                         self._store(message, output.must_sync)
                     elif message.to == APPLY_THREAD:
