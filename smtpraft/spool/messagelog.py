@@ -60,17 +60,18 @@ Sink = Callable[[str, "MessageEvent"], None]
 """Takes an event of level INFO, with the name of its logger. Quick, and raises nothing."""
 
 _sink: Sink | None = None
+_root: Final = logging.getLogger()
 
 
 def go_straight_to(sink: Sink | None) -> None:
-    """Give events to `sink` and make no records of them; None: make records."""
+    """Give events to `sink`, the way of the only handler there is; None, or another handler: make records of them."""
     global _sink
     _sink = sink
 
 
 def tell(log: logging.Logger, event: MessageEvent) -> None:
     """Log `event` at level INFO, for whoever was found to listen (`log.isEnabledFor`)."""
-    if _sink is None:
+    if _sink is None or len(_root.handlers) != 1:
         log.info(event)
     else:
         _sink(log.name, event)

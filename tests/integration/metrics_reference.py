@@ -19,6 +19,8 @@ from smtpraft.cli.daemon import Daemon
 from smtpraft.cli.manager import ServiceManager
 from smtpraft.config import AdminSettings, ClusterSettings, Config, NodeSettings, SmtpSettings
 
+from .logging_kept import logging_as_it_was
+
 PAGE: Final = Path(__file__).parents[2] / "docs" / "metrics.md"
 BEGIN: Final = "<!-- begin: made by python -m tests.integration.metrics_reference --write -->"
 END: Final = "<!-- end -->"
@@ -35,6 +37,7 @@ async def exported(directory: Path) -> list[Metric]:
     daemon = Daemon(config, None, b"", manager=ServiceManager({}))
     daemon._build()
     async with contextlib.AsyncExitStack() as parts:
+        parts.enter_context(logging_as_it_was())
         await daemon._start(parts)
         families = {(family.name, family.type): family for family in daemon._metrics()}
         host, port = daemon.admin.address

@@ -28,6 +28,8 @@ from smtpraft.config import (
 )
 from smtpraft.spool.types import Envelope
 
+from .logging_kept import logging_as_it_was
+
 OPENAPI = Path(__file__).parents[2] / "smtpraft" / "admin" / "openapi.json"
 
 
@@ -44,6 +46,7 @@ async def daemon(directory: Path) -> AsyncIterator[tuple[Daemon, aiohttp.ClientS
     node = Daemon(config, None, b"", manager=ServiceManager({}))
     node._build()
     async with contextlib.AsyncExitStack() as parts:
+        parts.enter_context(logging_as_it_was())
         await node._start(parts)
         assert await node.node.wait_quorum(20)
         host, port = node.admin.address

@@ -78,12 +78,14 @@ def test_the_short_way_writes_the_same_line(shape: Shape, form: TextFormatter | 
     assert line == form.format(usual)
 
 
-def test_an_event_takes_the_short_way_in_its_turn(tmp_path: Path) -> None:
+def test_an_event_takes_the_short_way_in_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("smtpraft.smtp.handler")
     with (tmp_path / "log").open("wb") as file:
         handler = BackgroundHandler(file.fileno())
         handler.setFormatter(TextFormatter())
-        log = logging.Logger("smtpraft.smtp.handler")  # noqa: LOG001 -- one that nobody else has
-        log.addHandler(handler)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+        monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+        logging.getLogger().manager._clear_cache()  # type: ignore[attr-defined]
         go_straight_to(handler.take_event)
         try:
             log.info("before")
@@ -97,6 +99,19 @@ def test_an_event_takes_the_short_way_in_its_turn(tmp_path: Path) -> None:
     assert after.endswith("after")
     assert f" INFO smtp.handler Reception id={message_id(42)} " in event
     assert event.endswith(" node=- term=0 index=42")
+
+
+def test_who_else_listens_gets_a_record(caplog: pytest.LogCaptureFixture) -> None:
+    """The short way is that of a single handler: another one must not miss what it would be told."""
+    caplog.set_level(logging.INFO)
+    taken: list[MessageEvent] = []
+    go_straight_to(lambda name, event: taken.append(event))
+    try:
+        tell(logging.getLogger("smtpraft.smtp.handler"), event_of(RECEPTION))
+    finally:
+        go_straight_to(None)
+    assert not taken
+    assert caplog.messages[0].startswith(f"Reception id={message_id(42)} ")
 
 
 def test_events_that_nobody_reads_in_time_are_counted_not_kept() -> None:
