@@ -142,6 +142,12 @@ class _Line(WorkerLine):
         self._uploads.clear()  # nothing of these was handed to the cluster
         self.gone.set_result(None)
 
+    def silent_s(self, now: float, *, was_asleep: bool) -> float:
+        """Return how long it has said nothing, though it was listened to."""
+        if was_asleep or self._reading_paused:
+            self.heard_at = now  # what it says waits in the kernel
+        return now - self.heard_at
+
     def _upload(self, body: memoryview) -> _Upload:
         (number,) = NUMBER.unpack_from(body)
         upload = self._uploads.get(number)
@@ -465,19 +471,21 @@ class SmtpWorkers:
 
     async def _tell_state(self) -> None:
         """Tell the workers what changes here, and end one that is stuck."""
+        now = monotonic()
         while True:
             await asyncio.sleep(STATE_S)
             state = self._state()
             if state != self._told:
                 self._told = state
                 self._tell_all(frame(Kind.STATE, encode(state)))
-            # After a pause of this process what they said meanwhile is read first: loops poll before they run timers.
-            silent_since = monotonic() - SILENT_S
+            before, now = now, monotonic()
+            was_asleep = now - before > SILENT_S / 2  # this process stood still: they may have spoken meanwhile
             for place in self._places:
-                if place.line is not None and not place.line.lost and place.line.heard_at < silent_since:
+                line = place.line
+                if line is not None and not line.lost and line.silent_s(now, was_asleep=was_asleep) > SILENT_S:
                     log.error("worker=%d is silent for %.0f s: it is killed", place.number, SILENT_S)
-                    place.line.process.kill()
-                    place.line.cut()
+                    line.process.kill()
+                    line.cut()
 
     def _tell_all(self, told: bytes) -> None:
         for place in self._places:

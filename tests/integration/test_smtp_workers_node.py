@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,17 +95,24 @@ class Stage:
         self.contents: list[bytes] = []
         self.failures: list[BaseException] = []
         self.state = State(ready=True, full=False, term=3, log_level="info", log_format="text")
+        self.stands_still_s = 0.0
         self.workers = SmtpWorkers(
             SmtpSettings(listen=["127.0.0.1:0"], workers=1, **settings),
             node="node-1",
             loop_name="asyncio",
             submit=self._submit,
             submit_encoded=self._submit_encoded,
-            state=lambda: self.state,
+            state=self._state,
             command=[sys.executable, "-S", "-c", HAND_ON, self.path],
             environ=os.environ,
             on_failure=self.failures.append,
         )
+
+    def _state(self) -> State:
+        if self.stands_still_s:
+            time.sleep(self.stands_still_s)  # the whole process does
+            self.stands_still_s = 0.0
+        return self.state
 
     def _submit(
         self,
@@ -297,6 +305,40 @@ async def test_a_worker_that_falls_silent_is_killed(
     assert "worker=0 is silent" in caplog.text
     assert "status='signal 9'" in caplog.text
     worker.die()
+
+
+async def test_a_worker_that_is_not_read_from_is_not_silent(
+    stage_of: Callable[..., Stage], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has under way may take longer than its silence may last: `commit_timeout_s` is up to five minutes."""
+    monkeypatch.setattr(workers, "SILENT_S", 0.3)
+    stage = stage_of(max_inflight_bytes=MIB, max_message_bytes=MIB)
+    worker = await stage.begin()
+    await worker.say(Kind.SUBMIT, submission(1, 900 * 1024))
+    await worker.say(Kind.SUBMIT, submission(2, 200 * 1024))
+    await stage.submissions(2)
+    with caplog.at_level(logging.ERROR):
+        await asyncio.sleep(0.8)
+        assert "is silent" not in caplog.text
+        for number, (_, done) in enumerate(stage.submitted, 1):
+            done(MessageId(f"{number:012}"), None)  # it is read from again, and says nothing more
+        await soon(lambda: "worker=0 is silent" in caplog.text)
+    worker.die()
+
+
+async def test_a_node_that_stood_still_does_not_kill_its_workers(
+    stage_of: Callable[..., Stage], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped, or whose machine was: what they said meanwhile is not read yet."""
+    monkeypatch.setattr(workers, "SILENT_S", 0.6)
+    stage = stage_of()
+    worker = await stage.begin()
+    with caplog.at_level(logging.ERROR):
+        stage.stands_still_s = 1.0
+        await soon(lambda: not stage.stands_still_s)
+        await worker.say(Kind.READY)
+        await asyncio.sleep(0.2)
+    assert "is silent" not in caplog.text
 
 
 async def test_state_is_told_when_it_changes(stage_of: Callable[..., Stage]) -> None:
