@@ -1,8 +1,9 @@
 """Listening sockets for several SMTP workers: one each, on the same address (SO_REUSEPORT).
 
 The node binds them all before a worker starts and keeps them: ports below 1024 and errors are the node's business, and
-who comes while a worker starts again waits in the kernel instead of being refused. SO_REUSEPORT would also let a second
-node of the same user take half of the clients unnoticed: so the address is bound once without it first.
+who comes while a worker starts waits in the kernel instead of being refused. SO_REUSEPORT would also let a second node
+of the same user take half of the clients unnoticed: so the address is bound once without it first. That fails where
+somebody listens; so they listen from the beginning, and not only when a worker is there: two nodes may start together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from smtpraft.config import parse_address
+from smtpraft.smtp.server import BACKLOG
 
 BUSY_S: Final = 1.0  # the workers of a node that was killed a moment ago may not be gone yet
 _BUSY_STEP_S: Final = 0.05
@@ -23,7 +25,7 @@ Listeners = list[tuple[str, socket.socket]]
 
 
 async def open_listeners(addresses: Sequence[str], workers: int) -> list[Listeners]:
-    """Return bound sockets for each worker, in the order of `addresses`; a worker listens on its own.
+    """Return sockets that listen, for each worker, in the order of `addresses`; a worker accepts from its own.
 
     Raises:
         OSError: an address cannot be bound; none is then.
@@ -38,6 +40,9 @@ async def open_listeners(addresses: Sequence[str], workers: int) -> list[Listene
                 bound = await _reserve(family, protocol, name)
                 for listeners in found:
                     listeners.append((text, _bind(family, protocol, bound, shared=True)))
+        for listeners in found:
+            for _, listening in listeners:
+                listening.listen(BACKLOG)
     except BaseException:
         close_listeners(found)
         raise

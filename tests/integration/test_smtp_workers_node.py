@@ -18,6 +18,7 @@ import pytest
 from smtpraft.config import SmtpSettings
 from smtpraft.errors import Stopped
 from smtpraft.smtp import SmtpWorkers, WorkersFailed, workers
+from smtpraft.smtp.listeners import close_listeners, open_listeners
 from smtpraft.smtp.statistics import SmtpStatistics
 from smtpraft.smtp.worker_frames import (
     HEAD,
@@ -368,3 +369,14 @@ async def test_an_address_is_bound_for_all_or_for_none(stage_of: Callable[..., S
         with pytest.raises(OSError, match="in use"):
             await stage.workers.start()
     assert stage.workers.view() == []
+
+
+async def test_two_nodes_that_start_together_do_not_share_an_address() -> None:
+    """The second finds it taken before any worker of the first is there."""
+    first = await open_listeners(["127.0.0.1:0"], 2)
+    try:
+        port = first[0][0][1].getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            close_listeners(await open_listeners([f"127.0.0.1:{port}"], 2))
+    finally:
+        close_listeners(first)
