@@ -142,6 +142,10 @@ class _Line(WorkerLine):
         self._uploads.clear()  # nothing of these was handed to the cluster
         self.gone.set_result(None)
 
+    def ended_unheard(self) -> bool:
+        """Has the process ended while its line, whose end would say so, is not read from?"""
+        return self._reading_paused and self.process.poll() is not None
+
     def silent_s(self, now: float, *, was_asleep: bool) -> float:
         """Return how long it has said nothing, though it was listened to."""
         if was_asleep or self._reading_paused:
@@ -482,7 +486,11 @@ class SmtpWorkers:
             was_asleep = now - before > SILENT_S / 2  # this process stood still: they may have spoken meanwhile
             for place in self._places:
                 line = place.line
-                if line is not None and not line.lost and line.silent_s(now, was_asleep=was_asleep) > SILENT_S:
+                if line is None or line.lost:
+                    continue
+                if line.ended_unheard():
+                    line.cut()
+                elif line.silent_s(now, was_asleep=was_asleep) > SILENT_S:
                     log.error("worker=%d is silent for %.0f s: it is killed", place.number, SILENT_S)
                     line.process.kill()
                     line.cut()

@@ -327,6 +327,19 @@ async def test_a_worker_that_is_not_read_from_is_not_silent(
     worker.die()
 
 
+async def test_a_worker_that_ends_while_it_is_not_read_from_is_started_again(stage_of: Callable[..., Stage]) -> None:
+    """At once, and not when the messages that it had under way are answered."""
+    stage = stage_of(max_inflight_bytes=MIB, max_message_bytes=MIB)
+    worker = await stage.begin()
+    await worker.say(Kind.SUBMIT, submission(1, 900 * 1024))
+    await worker.say(Kind.SUBMIT, submission(2, 200 * 1024))
+    await stage.submissions(2)
+    worker.die()
+    again = await stage.meet()
+    await again.hear(Kind.BEGIN)
+    again.die()
+
+
 async def test_a_node_that_stood_still_does_not_kill_its_workers(
     stage_of: Callable[..., Stage], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
