@@ -102,7 +102,7 @@ def _watch(tmp_path: Path, where: Path, watched: DemoNode, stage: Stage) -> None
         )
         assert took < NOTICED_S, f"a killed node was seen after {took:.2f} s"
         print(f"a killed node was seen after {took:.2f} s")
-        assert page.run("document.getElementById('verdict').className") == "warn"
+        page.wait("document.getElementById('verdict').className === 'warn'", 5)  # until all that live have answered
         assert page.run("[...document.querySelectorAll('#events li')].some(li => li.dataset.kind === 'peer-lost')")
         time.sleep(1.5)
         page.photograph(where / "page-node-lost.png")
@@ -138,6 +138,10 @@ def _works_by_keyboard(page: Page, where: Path) -> None:
     assert seen[0] == "skip", seen
     assert "events" in seen, seen
     assert seen[-1] == "id", seen
+    held = page.run("document.activeElement.textContent")
+    page.run("document.activeElement.dataset.seen = 1")
+    page.wait("!document.activeElement.dataset.seen", 10)  # the list was drawn anew
+    assert page.run("document.activeElement.textContent") == held, "the place in the list is kept"
     assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
     page.press("Enter", code=13, text="\r")
     page.wait("document.getElementById('message').open")

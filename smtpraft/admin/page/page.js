@@ -181,6 +181,9 @@ function drawQueue(view) {
 function drawMessages(messages) {
   const now = Date.now() / 1000;
   const cell = (label, attributes, ...content) => el("td", { "data-label": label, ...attributes }, ...content);
+  // Who walks through the list by keyboard keeps the place: on the same message, or on the one that is there now.
+  const buttons = () => [...$("message-rows").querySelectorAll("button")];
+  const place = buttons().indexOf(document.activeElement), held = place < 0 ? "" : document.activeElement.textContent;
   fill("message-rows", messages.length ? messages.map((message) => {
     const button = el("button", { class: "id", type: "button" }, message.id);
     button.addEventListener("click", () => showMessage(message.id));
@@ -191,6 +194,10 @@ function drawMessages(messages) {
       cell("Last reply", { class: "clip", title: message.last_reply }, message.last_reply || "–"),
       cell("Size", { class: "num" }, bytes(message.size_bytes)), cell("Age", {}, span(now - message.arrival_time)));
   }) : [el("tr", {}, el("td", { class: "none", colspan: 7 }, "The queue is empty."))]);
+  if (place >= 0) {
+    const drawn = buttons(), next = drawn.find((button) => button.textContent === held) || drawn[Math.min(place, drawn.length - 1)];
+    if (next) next.focus({ preventScroll: true });
+  }
 }
 function drawEvent(event) {
   const tones = { "leader": "lead", "leader-lost": "bad", "peer-lost": "bad", "taken-over": "bad", "peer-up": "good", "delivers": "good" };
