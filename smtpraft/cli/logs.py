@@ -120,7 +120,8 @@ class BackgroundHandler(logging.Handler):
 
     def close(self) -> None:
         """Write what is left. Lines that come later are lost."""
-        self._closing = True
+        with self._guard:
+            self._closing = True
         self._some.set()
         self._urgent.set()
         self._thread.join(DRAIN_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -114,6 +115,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def source_for(source: str | None, family: int, host: str) -> tuple[str, int] | None:
+    """Return what to bind before dialling `host`, of address family `family`, from `source`; None: any."""
+    if source is None or (":" in source) != (family == socket.AF_INET6):
+        return None
+    if is_loopback(source) and not is_loopback(host):
+        return None  # there is no way from there
+    return source, 0
 
 
 def is_explicit(host: str) -> bool:

@@ -314,7 +314,8 @@ class Acceptor:
     """The side that was dialled and will receive.
 
     `peers` are the nodes that may connect, with the incarnation of the data directory that each must have (0: any).
-    Others may if they want the very directory that this node has: somebody told them of it. `removed` are nodes that
+    Others, and those with another directory, may if they want the very directory that this node has: a log told them of
+    it, and that is longer than the one that told this node. `removed` are nodes that
     were members with that directory, and the index of the entry that removed each: they are to be told.
     """
 
@@ -454,7 +455,8 @@ class Acceptor:
                 Reason.UNKNOWN_NODE,
                 f"{own.node} does not know {node}: it is not among its peers, nor a member (smtpraft member add)",
             )
-        _check_directory(node, directory, self._peers.get(node, 0))
+        if not wanted_directory:
+            _check_directory(node, directory, self._peers.get(node, 0))
         self._directory = directory
         self._takes_part = takes_part
         self._wanted = wanted_directory

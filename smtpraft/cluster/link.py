@@ -6,6 +6,7 @@ Bookkeeping for `transport`, which makes and ends what is kept here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -81,6 +82,8 @@ class Link:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     directory: int = 0
     """The incarnation of the data directory that the peer must have; 0: any."""
+    ahead: bool = False
+    """The peer came with that directory itself, and the log of this node has not told of it yet."""
     incarnation: int | None = None
     connected_since: float | None = None
     established_count: int = 0
@@ -95,6 +98,31 @@ class Link:
     @property
     def connected(self) -> bool:
         return Channel.BULK in self.outgoing and Channel.CONTROL in self.outgoing  # KEPT_CHANNELS
+
+    def takes(self, connection: Connection, own_directory: int) -> bool:
+        """May `connection`, which is proven, be one of this link?
+
+        Who lost its disk was replaced while this node was away, or in entries that it has yet to apply. Such a peer
+        knows this node's directory, and only a log can have told it: it is believed, or this node would never hear of
+        what it misses. Whoever has no log cannot know it, and whether a replaced node may vote is that node's to know.
+        """
+        who = connection.who
+        assert who is not None
+        if self.directory in (0, who.directory):
+            return True
+        if connection.dialled or not who.wanted or who.wanted != own_directory:
+            return False
+        self.directory, self.ahead = who.directory, True
+        for older in self.connections():
+            older.abort("its data directory was replaced")
+        return True
+
+    def told(self, directory: int, removed: Container[tuple[NodeId, int]]) -> bool:
+        """The log of this node says that the peer has `directory`, 0: that it is no member. False: that is the past."""
+        if self.ahead and directory != self.directory and (self.peer.id, self.directory) not in removed:
+            return False
+        self.ahead = False
+        return True
 
     def connections(self) -> list[Connection]:
         return [*self.outgoing.values(), *self.incoming.values()]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from smtpraft.cluster.addresses import Peer, format_address, is_explicit, is_loopback, parse_peer
+from smtpraft.cluster.addresses import Peer, format_address, is_explicit, parse_peer, source_for
 from smtpraft.cluster.connection import CONTROL_BUFFER_BYTES_MAX, FRAME_REMOVED, Connection
 from smtpraft.cluster.handshake import (
     HANDSHAKE_TIMEOUT_S,
@@ -184,6 +184,8 @@ class Transport:
             if self._server is not None and not self._stopping:
                 self._begin_to_dial(link)
             return
+        if not link.told(directory, self.removed):
+            return
         moved = (link.peer.host, link.peer.port) != (peer.host, peer.port)
         link.peer, link.directory = peer, directory
         if moved:
@@ -199,9 +201,10 @@ class Transport:
 
     def drop_peer(self, node: NodeId) -> None:
         """Let `node` go: no connections to it or from it any more."""
-        link = self._links.pop(node, None)
-        if link is None:
+        link = self._links.get(node)
+        if link is None or not link.told(0, self.removed):
             return
+        del self._links[node]
         for task in link.tasks:
             task.cancel()
         for connection in link.connections():
@@ -353,7 +356,7 @@ class Transport:
                         host,
                         link.peer.port,
                         family=family,
-                        local_addr=self._source_for(family, host),
+                        local_addr=source_for(self._source, family, host),
                     )
             except TimeoutError:
                 self._dial_failed(link, channel, f"no answer from {format_address(host, link.peer.port)}")
@@ -391,13 +394,6 @@ class Transport:
         else:
             link.addresses = list(dict.fromkeys((int(info[0]), str(info[4][0])) for info in infos))
         return link.addresses
-
-    def _source_for(self, family: int, host: str) -> tuple[str, int] | None:
-        if self._source is None or (":" in self._source) != (family == socket.AF_INET6):
-            return None
-        if is_loopback(self._source) and not is_loopback(host):
-            return None  # there is no way from there
-        return self._source, 0
 
     def _dial_failed(self, link: Link, channel: Channel, error: str) -> None:
         link.failures += 1
@@ -458,7 +454,7 @@ class Transport:
         if self._stopping or link is None:
             connection.abort("closed here" if self._stopping else "no address to answer to", tell=not self._stopping)
             return False
-        if link.directory and who.directory != link.directory:
+        if not link.takes(connection, self._identity.directory):
             connection.abort("known with another data directory by now")
             return False
         log.info(

@@ -29,20 +29,30 @@ LOOK_EVERY_US: Final = 200 * MS
 
 
 class Directories:
-    """Which data directory each peer must have: of `cluster.transport`, what the roster tells it."""
+    """Which data directory each peer must have: of `cluster.transport`, what the roster and the peers tell it."""
 
     def __init__(self, own: int) -> None:
         self._own = own
         self.removed: Mapping[tuple[NodeId, int], int] = {}
         self._known: dict[NodeId, int] = {}
+        self._ahead: dict[NodeId, int] = {}  # of whom this node's log has yet to tell
 
     def set_peer(self, peer: Peer, incarnation: int) -> None:
         """Speak to `peer`, if it has that directory; 0: any."""
-        self._known[peer.id] = incarnation
+        if self._is_told(peer.id, incarnation):
+            self._known[peer.id] = incarnation
 
     def drop_peer(self, node: NodeId) -> None:
         """Speak to it no more."""
-        self._known.pop(node, None)
+        if self._is_told(node, 0):
+            self._known.pop(node, None)
+
+    def _is_told(self, node: NodeId, directory: int) -> bool:
+        ahead = self._ahead.get(node, directory)
+        if ahead != directory and (node, ahead) not in self.removed:
+            return False
+        self._ahead.pop(node, None)
+        return True
 
     def of(self, node: NodeId) -> int:
         """Return the directory that it must have; 0: any, for nobody has told."""
@@ -50,7 +60,13 @@ class Directories:
 
     def lets_in(self, node: NodeId, theirs: int, ours: int) -> bool:
         """May this one speak to us, who takes us to have the directory `ours`? Who knows nobody yet listens to all."""
-        return ours in (0, self._own) and (not self._known or self._known.get(node) in (0, theirs))
+        if ours not in (0, self._own) or (node, theirs) in self.removed:
+            return False
+        if not self._known or self._known.get(node) in (0, theirs):
+            return True
+        if ours:  # a log told it of us, and that is longer than ours
+            self._known[node] = self._ahead[node] = theirs
+        return bool(ours)
 
     def roster(
         self, me: NodeId, known: Mapping[NodeId, Member], members: Members, core: RawNode, heartbeats: Heartbeats

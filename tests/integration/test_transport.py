@@ -796,6 +796,60 @@ def test_a_new_connection_of_a_peer_replaces_the_old_one(
     assert "two processes" in caplog.text
 
 
+def test_a_peer_that_was_replaced_is_believed_by_who_is_behind(run: Run, ports: Iterator[list[int]]) -> None:
+    """Its log is longer, and this node could not get it otherwise: neither after an absence nor while it catches up."""
+
+    async def test() -> None:
+        async with cluster_of(ports) as cluster:
+            behind, replaced = Driver(), Driver()
+            stale = await cluster.start(ONE, behind, with_peers=(), directory=1)
+            other = cluster.peers[1]
+            stale.set_peer(other, 2)  # what its log says
+            new = await cluster.start(TWO, replaced, with_peers=(), directory=102)
+            new.set_peer(cluster.peers[0], 1)
+            await until(lambda: stale.connected(TWO) and new.connected(ONE), "connected")
+
+            for is_member in (True, False):  # entries of the past
+                if is_member:
+                    stale.set_peer(other, 2)
+                else:
+                    stale.drop_peer(TWO)
+                assert stale.connected(TWO)
+                stale.send(TWO, TYPE, b"", [b"x"])
+                await until(lambda: replaced.frames)
+                replaced.frames.clear()
+            assert [event for event in behind.events if event[0] == "lost"] == []
+            stale.removed = {(TWO, 102): 7}  # the log has come so far, and further: it was replaced again
+            stale.set_peer(other, 202)
+            await until(lambda: not stale.connected(TWO), "let go")
+
+    run(test())
+
+
+def test_who_lost_its_disk_is_not_believed(run: Run, ports: Iterator[list[int]]) -> None:
+    """It has no log that could tell it of us; nor is one that was removed let in again."""
+
+    async def test() -> None:
+        async with cluster_of(ports) as cluster:
+            known = Driver()
+            us = await cluster.start(ONE, known, with_peers=(), directory=1)
+            us.set_peer(cluster.peers[1], 2)
+            us.set_peer(cluster.peers[2], 3)
+            us.removed = {(THREE, 103): 7}
+            wiped = await cluster.start(TWO, Driver(), with_peers=(ONE,), directory=102)
+            removed = await cluster.start(THREE, Driver(), with_peers=(), directory=103)
+            told: list[int] = []
+            removed.on_removed = told.append
+            removed.set_peer(cluster.peers[0], 1)
+            await until(lambda: told, "told that it is no member")
+            await until(lambda: "the cluster knows node-2 with" in wiped.stats(ONE).last_error, "refused")
+            assert known.events == []
+            assert not us.connected(TWO)
+            assert not us.connected(THREE)
+
+    run(test())
+
+
 def test_an_address_in_use_is_an_error_at_start(run: Run, ports: Iterator[list[int]]) -> None:
     async def test() -> None:
         async with cluster_of(ports) as cluster, listening(cluster.port(ONE)):

@@ -55,6 +55,10 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         "a term that a loss of power had left to the promises alone was forgotten with their file",
     ),
     (
+        Order(1904, seconds=10, only=frozenset({"crash", "isolate-leader", "wipe"})),
+        "a node whose log did not know yet that its peers had been replaced listened to none of them",
+    ),
+    (
         Order(0, nodes=3, seconds=10, only=frozenset({"wipe", "crash"})),
         "a bug of the simulator: a founder took a wiped node's new directory for the one it was founded with",
     ),
