@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from smtpraft.spool import messagelog
 from smtpraft.spool.messagelog import MessageEvent
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+STDERR: Final = 2
 WAITING_BYTES_MAX: Final = 8 * 1024 * 1024
 GATHER_S: Final = 0.05  # lines of so long are written together; what is a warning does not wait
 DRAIN_S: Final = 2.0
@@ -36,7 +36,7 @@ def configure(level: str, style: str, standing: Callable[[], Standing] | None = 
         formatter.standing = standing
     root = logging.getLogger()
     ours = [known for known in root.handlers if isinstance(known, BackgroundHandler)]
-    handler = ours[0] if ours else BackgroundHandler(sys.stderr.fileno())
+    handler = ours[0] if ours else BackgroundHandler(STDERR)
     handler.setFormatter(formatter)
     root.handlers[:] = [handler]
     messagelog.go_straight_to(handler.take_event)
