@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-_PARTS_MAX: Final = 512  # of one call, half of what Linux takes (IOV_MAX); all of them are joined beyond
+_PARTS_MAX: Final = 512  # of one call, half of what Linux takes (IOV_MAX); beyond, the transport gets them
 
 
 def descriptor(transport: asyncio.BaseTransport) -> int:

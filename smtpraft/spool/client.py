@@ -115,7 +115,7 @@ class SpoolClient:
             answer = await self._node.replicate(command, deadline_s=deadline_s, foreseen=foreseen)
         else:
             answer = await self._accept_long(envelope, content, deadline_s)
-        return accepted_id(answer)
+        return _accepted_id(answer)
 
     def submit(self, envelope: Envelope, content: Sequence[bytes], *, deadline_s: float, done: Submitted) -> None:
         """As `accept`, for callbacks: a message that fits one entry costs no task and no future.
@@ -123,14 +123,7 @@ class SpoolClient:
         `done` is called once, with the id or with what `accept` would raise; perhaps before this returns, and often in
         the middle of the node's own work: it must be quick, must not raise, and submits nothing itself.
         """
-
-        def answered(answer: object, error: Exception | None) -> None:
-            try:
-                message = accepted_id(answer) if error is None else None
-            except Exception as refused:
-                message, error = None, refused
-            done(message, error)
-
+        answered = answering(done)
         try:
             if fits_one_entry(envelope, content):
                 command, foreseen = _whole(envelope, content)
@@ -391,6 +384,7 @@ class SpoolClient:
 
 
 def fits_one_entry(envelope: Envelope, content: Sequence[bytes]) -> bool:
+    """May a message be one command, or must it be brought in chunks?"""
     return _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES
 
 
@@ -401,7 +395,20 @@ def _whole(envelope: Envelope, content: Sequence[bytes]) -> tuple[bytes, Callabl
     return command, None if isinstance(commands.decode(command), Refusal) else id_of_entry
 
 
-def accepted_id(answer: object) -> MessageId:
+def answering(done: Submitted) -> Callable[[object, Exception | None], None]:
+    """Return what is to hear the queue's answer to an acceptance; it tells `done` the id, or why there is none."""
+
+    def answered(answer: object, error: Exception | None) -> None:
+        try:
+            message = _accepted_id(answer) if error is None else None
+        except Exception as refused:
+            message, error = None, refused
+        done(message, error)
+
+    return answered
+
+
+def _accepted_id(answer: object) -> MessageId:
     if isinstance(answer, Refusal):
         raise NotReplicated(f"refused: {answer.name}")
     assert isinstance(answer, str), f"answer to an acceptance: {answer!r}"

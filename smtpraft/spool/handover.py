@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from smtpraft.errors import NotReplicated
 from smtpraft.spool import commands
-from smtpraft.spool.client import Replicator, Submitted, accepted_id, fits_one_entry
+from smtpraft.spool.client import Replicator, Submitted, answering, fits_one_entry
 from smtpraft.spool.commands import AcceptHeader
 from smtpraft.spool.types import Envelope, id_of_entry
 
@@ -29,16 +29,8 @@ def submit_encoded(node: Replicator, command: bytes, *, deadline_s: float, done:
     if problem:
         done(None, NotReplicated(problem))
         return
-
-    def answered(answer: object, error: Exception | None) -> None:
-        try:
-            message = accepted_id(answer) if error is None else None
-        except Exception as refused:
-            message, error = None, refused
-        done(message, error)
-
     try:
-        node.propose(command, answered, deadline_s=deadline_s, foreseen=id_of_entry)
+        node.propose(command, answering(done), deadline_s=deadline_s, foreseen=id_of_entry)
     except Exception as error:
         done(None, error)
 

@@ -63,8 +63,8 @@ def one_per_worker(smtp_port: int, admin_port: int) -> list[smtplib.SMTP]:
     clients = []
     for _ in range(100):
         clients.append(smtplib.SMTP("127.0.0.1", smtp_port, timeout=20))
-        if len(clients) >= 2 and len(clients) % 4 == 0:
-            time.sleep(0.3)  # until they have reported
+        if len(clients) % 4 == 0:
+            wait_for(lambda: sum(row["connections"] for row in workers_of(admin_port)) == len(clients))
             if all(row["connections"] for row in workers_of(admin_port)):
                 return clients
     raise AssertionError(workers_of(admin_port))

@@ -42,7 +42,7 @@ def table(caught: Sequence[tuple[Bug, Catch]], earlier: dict[str, str]) -> str:
     headline += f". A seed is a day of {SECONDS} simulated seconds."
     left = [catch.seeds for _, catch in caught if catch.seed is None]
     if away := [seeds for seeds in left if seeds]:
-        headline += f" {len(away)} got away so far, hunted for {min(away)} to {max(away)} seeds each."
+        headline += f" {len(away)} got away so far, hunted for {_range(away)} seeds."
     if new := left.count(0):
         headline += f" {new} were not hunted by it yet; for those the table says what an earlier form of it needed."
     lines = [headline, "", "| Planted bug | In | Seeds needed | Seen as |", "|---|---|---:|---|"]
@@ -53,6 +53,11 @@ def table(caught: Sequence[tuple[Bug, Catch]], earlier: dict[str, str]) -> str:
             here = f"not in {catch.seeds}; {before}" if before[0].isdigit() else f"not in {catch.seeds} | "
         lines.append(f"| {bug.name} | `{bug.file}` | {here} |")
     return "\n".join(lines)
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _earlier(page: str) -> dict[str, str]:
