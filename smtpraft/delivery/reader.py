@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, Protocol
 
-from smtpraft.delivery.schedule import FROM_THE_START, Schedule
+from smtpraft.delivery.schedule import Schedule
 from smtpraft.errors import Stopped
-from smtpraft.spool.types import Changes, MessageId, MessageInfo, Outcome
+from smtpraft.spool.types import WHENEVER_MS, Changes, MessageId, MessageInfo, Outcome
 from smtpraft.types import NodeId
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 PAGE_MESSAGES: Final = 500
 DUE_AHEAD_MS: Final = 30_000
 SWEEP_EVERY_S: Final = 1.0  # when there is no room, and only one destination's mail could give way to another's
+SWEEP_SHARE: Final = 10  # of the time, one part in so many at most goes into such sweeps
 SWEEP_BEYOND_MESSAGES: Final = 5000  # so many that find no room end a sweep
 READ_AGAIN_S: Final = 1.0
 
@@ -30,7 +31,9 @@ class MailQueue(Protocol):
     async def report(self, outcomes: Sequence[Outcome]) -> list[bool]: ...
     async def get(self, message: MessageId, *, linearizable: bool = True) -> MessageInfo | None: ...
     async def body(self, message: MessageId | MessageInfo) -> list[bytes]: ...
-    async def owned(self, node: NodeId, after: MessageId | None, limit: int) -> list[MessageInfo]: ...
+    async def owned(
+        self, node: NodeId, after: MessageId | None, limit: int, due_by_ms: int = ...
+    ) -> list[MessageInfo]: ...
     async def due(self, node: NodeId, until_ms: int, limit: int) -> list[MessageInfo]: ...
     def now_ms(self) -> int: ...
     def subscribe(self, callback: Callable[[Changes], None]) -> None: ...
@@ -47,7 +50,7 @@ class Reader:
         self._wanted = asyncio.Event()
         self._doubted: set[MessageId] = set()
         self._resync = True
-        self._swept_at = -SWEEP_EVERY_S
+        self._next_sweep_at = 0.0
         self._begin_after: MessageId | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -69,7 +72,7 @@ class Reader:
             self._wanted.set()
         elif self._schedule.wants_sweep and self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(loop.time(), self._swept_at + SWEEP_EVERY_S), self._on_timer)
+            self._timer = loop.call_at(max(loop.time(), self._next_sweep_at), self._on_timer)
 
     def close(self) -> None:
         """Nothing more will be read."""
@@ -97,11 +100,14 @@ class Reader:
             self._loaded()
 
     async def _read(self) -> None:
+        if self._resync:
+            # Who works on something waits to hear whether it is still ours; the rest is read as there is room for it.
+            self._resync = False
+            self._doubted.update(self._schedule.unsure)
+            self._begin_after = None
         while self._doubted:
             await self._reread(next(iter(self._doubted)))
-        if self._resync:
-            await self._read_all()
-        elif self._schedule.wants_sweep and (self._schedule.has_room or self._timer is None):
+        if self._schedule.wants_sweep and (self._schedule.has_room or self._timer is None):
             await self._sweep()
         if self._schedule.wants_due(self._client.now_ms()):
             await self._read_due()
@@ -116,51 +122,50 @@ class Reader:
         if self._schedule.end_rereading(message, info, self._client.now_ms()):
             self._doubted.discard(message)
 
-    async def _read_all(self) -> None:
-        """Read every message of ours: what we think we own and do not find is not ours any more."""
-        self._resync = False
-        self._schedule.begin_sweep()
-        try:
-            await self._pages(FROM_THE_START, whole=True)
-        except BaseException:
-            self._schedule.leave_out_after(FROM_THE_START)
-            self._resync = True
-            raise
-        if not self._resync:
-            self._schedule.finish_resync()
-
     async def _sweep(self) -> None:
         """Read on from where something was left out, until memory is full.
 
         What is left out again may all be for one slow destination; then the next sweep begins where this one ended, for
-        the sake of the others behind.
+        the sake of the others behind. So a queue of any length costs a node that comes up no more than what it can
+        hold, and after that at most so much a second.
         """
-        self._swept_at = asyncio.get_running_loop().time()
-        before = self._schedule.begin_sweep()
-        start = before if self._begin_after is None else self._begin_after
-        found = self._schedule.found
+        time = asyncio.get_running_loop().time
+        began_at = time()
+        start = self._begin_after if not self._schedule.has_room else None  # with room, what waits longest comes first
+        before = self._schedule.begin_sweep(going_on=start is not None)
         try:
-            end = await self._pages(start, whole=False)
+            self._begin_after = await self._pages(before if start is None else start)
         finally:
-            if start != before:
+            if start is not None:
                 self._schedule.leave_out_after(before)
-        self._begin_after = end if self._schedule.found == found else None
+            self._next_sweep_at = max(began_at + SWEEP_EVERY_S, began_at + SWEEP_SHARE * (time() - began_at))
 
-    async def _pages(self, after: MessageId, *, whole: bool) -> MessageId | None:
+    async def _pages(self, after: MessageId) -> MessageId | None:
         """Read page by page; return where we stopped, None at the end."""
-        refused = self._schedule.refused
-        while whole or self._schedule.refused - refused < SWEEP_BEYOND_MESSAGES:
+        schedule = self._schedule
+        refused = schedule.refused
+        while schedule.refused - refused < SWEEP_BEYOND_MESSAGES:
+            now_ms = self._client.now_ms()
+            due_by_ms = WHENEVER_MS
+            if not schedule.has_room_for_waiting:
+                due_by_ms = now_ms
+                schedule.leave_waiting(now_ms + 1)
             try:
-                page = await self._load(self._client.owned(self._node, after or None, PAGE_MESSAGES))
+                page = await self._load(self._client.owned(self._node, after or None, PAGE_MESSAGES, due_by_ms))
             except BaseException:
-                self._schedule.leave_out_after(after)
+                self._leave_unseen(after)
                 raise
             if len(page) < PAGE_MESSAGES:
                 return None
             after = page[-1].id
             self._loaded()
-        self._schedule.leave_out_after(after)
+        self._leave_unseen(after)
         return after
+
+    def _leave_unseen(self, after: MessageId) -> None:
+        """Nobody has looked at what comes after that: it may be due now, or at any time."""
+        self._schedule.leave_out_after(after, unseen=True)
+        self._schedule.leave_waiting(self._client.now_ms() + 1)
 
     async def _read_due(self) -> None:
         """Read what waited elsewhere than in memory and is due now, or within half a minute."""

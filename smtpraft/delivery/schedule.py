@@ -117,6 +117,7 @@ class Schedule:
         self._touched: set[MessageId] | None = None
         self._overtaken = False
         self._left_out: set[DestinationQueue] = set()
+        self._unseen = True
         self.queues: dict[Destination, DestinationQueue] = {}
         self.loaded = 0
         """Recipients in memory."""
@@ -387,12 +388,13 @@ class Schedule:
             else:
                 self._drop(item)
         self.backlog_after = FROM_THE_START
+        self._unseen = True
         self.unloaded_due_ms = None
 
-    def finish_resync(self) -> None:
-        """Everything of ours has been read: what was not among it is not ours."""
-        for item in [item for item in self._items.values() if item.unsure]:
-            self._remove(item.info.id)
+    @property
+    def unsure(self) -> list[MessageId]:
+        """Messages of running attempts that may have changed hands; `end_rereading` says of each what became of it."""
+        return [message for message, item in self._items.items() if item.unsure]
 
     def _remove(self, message: MessageId) -> None:
         item = self._items.get(message)
@@ -427,29 +429,42 @@ class Schedule:
         return self.loaded * 2 <= self._loaded_max
 
     @property
+    def has_room_for_waiting(self) -> bool:
+        """Is there room for what is not due yet?"""
+        return self.loaded * 4 <= self._loaded_max * 3
+
+    @property
     def wants_sweep(self) -> bool:
         """Is something left out that is due, and room for it, or a destination that could give way to it?"""
         if self.backlog_after is None:
             return False
-        return self.has_room or any(not queue.ready and queue.outage is None for queue in self._left_out)
+        if self.has_room or self._unseen:
+            return True
+        return any(not queue.ready and queue.outage is None for queue in self._left_out)
 
     def wants_due(self, now_ms: int) -> bool:
-        """Is something left out that waited and is now due, and room for it?"""
+        """Is something left out that waited and is now due, and room for it, or something to give way to it?"""
         return (
             self.unloaded_due_ms is not None
             and self.unloaded_due_ms <= now_ms
-            and self.loaded * 4 <= self._loaded_max * 3
+            and (self.has_room_for_waiting or len(self._waiting) * 4 > self._loaded_max)  # what waits gives way
         )
 
-    def begin_sweep(self) -> MessageId:
-        """Pages of `owned` are about to be read, from the id returned; what finds no room is noted anew."""
+    def begin_sweep(self, *, going_on: bool = False) -> MessageId:
+        """Pages of `owned` are about to be read, from the id returned; what finds no room is noted anew.
+
+        `going_on`: they will begin where the last ones ended, so what those left out is still left out.
+        """
         after = self.backlog_after
         self.backlog_after = None
-        self._left_out.clear()
+        self._unseen = False
+        if not going_on:
+            self._left_out.clear()
         return FROM_THE_START if after is None else after
 
-    def leave_out_after(self, message: MessageId) -> None:
-        """Messages that are due and not in memory may have ids above `message`."""
+    def leave_out_after(self, message: MessageId, *, unseen: bool = False) -> None:
+        """Messages that are due and not in memory may have ids above `message`; `unseen`: for any destination."""
+        self._unseen = self._unseen or unseen
         if self.backlog_after is None or message < self.backlog_after:
             self.backlog_after = message
 

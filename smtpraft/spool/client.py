@@ -20,6 +20,7 @@ from smtpraft.spool.types import (
     CHUNK_BYTES,
     ORDINAL_BITS,
     ORDINAL_MAX,
+    WHENEVER_MS,
     Changes,
     EndedMessage,
     Envelope,
@@ -327,12 +328,19 @@ class SpoolClient:
                 pieces.append(piece)
         return pieces
 
-    async def owned(self, node: NodeId, after: MessageId | None, limit: int) -> list[MessageInfo]:
-        """Return up to `limit` messages that `node` owns with an id above `after`, held ones too.
+    async def owned(
+        self, node: NodeId, after: MessageId | None, limit: int, due_by_ms: int = WHENEVER_MS
+    ) -> list[MessageInfo]:
+        """Return up to `limit` messages that `node` may deliver, with ids above `after`, in order; fewer: that is all.
 
-        For start and take-over. What this node knows.
+        Not what is held, nor what is due later than `due_by_ms`. For start and take-over. What this node knows.
         """
-        return await self._read(self._machine.reader.owned, node, number_of(after) if after else 0, limit)
+        found: list[MessageInfo] = []
+        at: int | None = number_of(after) if after else 0
+        while at is not None and len(found) < limit:
+            page, at = await self._read(self._machine.reader.owned, node, at, limit - len(found), due_by_ms)
+            found += page
+        return found
 
     async def due(self, node: NodeId, until_ms: int, limit: int) -> list[MessageInfo]:
         """Return up to `limit` deferred, not held messages of `node` due by `until_ms`, soonest first."""

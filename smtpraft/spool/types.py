@@ -278,6 +278,10 @@ class EndedMessage(msgspec.Struct, frozen=True, gc=False):
     recipients: tuple[Recipient, ...]
 
 
+WHENEVER_MS: Final = (1 << 63) - 1
+"""Later than any time: due by then is everything."""
+
+
 class Changes(msgspec.Struct, frozen=True, gc=False):
     """What one applied batch means for the delivery on this node: all of it is about messages that are or were its own.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from smtpraft.spool.types import (
+    WHENEVER_MS,
     Changes,
     MessageId,
     MessageInfo,
@@ -52,6 +53,7 @@ class FakeQueue:
         self.commit_s = commit_s
         self.reports = 0
         self.reads = 0
+        self.found = 0
         self._callbacks: list[Callable[[Changes], None]] = []
         self._index = 0
         self._changed = asyncio.Event()
@@ -81,10 +83,14 @@ class FakeQueue:
             raise MessageNotFound(name)
         return self.bodies[name]
 
-    async def owned(self, node: NodeId, after: MessageId | None, limit: int) -> list[MessageInfo]:
+    async def owned(
+        self, node: NodeId, after: MessageId | None, limit: int, due_by_ms: int = WHENEVER_MS
+    ) -> list[MessageInfo]:
         self.reads += 1
-        mine = sorted(i for i, info in self.infos.items() if info.owner == node and i > (after or ""))
+        ours = (info for info in self.infos.values() if info.owner == node and not info.held)
+        mine = sorted(info.id for info in ours if info.id > (after or "") and info.next_attempt_ms <= due_by_ms)
         found = [self.infos[i] for i in mine[:limit]]
+        self.found += len(found)
         await asyncio.sleep(0)
         return found
 

@@ -172,10 +172,12 @@ def test_what_was_not_read_again_after_a_resync_is_not_ours() -> None:
     plan.change(Changes(2, resync=True), 0)
     assert not busy.current
     assert take(plan) is None
+    assert plan.unsure == [message_id(1)]
+    plan.begin_reading()
+    assert plan.end_rereading(message_id(1), None, 0)
     plan.begin_sweep()
     plan.begin_reading()
     plan.end_reading([message(2)], 0)
-    plan.finish_resync()
     assert not busy.current
     plan.put_back(busy, 0)
     job = take(plan)
@@ -272,8 +274,6 @@ class World:
         self.sent: dict[tuple[MessageId, int, int], int] = {}
         self.doubted: list[MessageId] = []
         self.reading: list[MessageInfo] | None = None
-        self.resync = False
-        self.reading_all = False
         self.quiet = False
         self.heard = 0
         self.told_before = 0
@@ -309,8 +309,8 @@ class World:
 
     def resync_all(self) -> None:
         def hear() -> None:
-            self.resync = True
             self.plan.change(Changes(0, resync=True), self.now_ms)
+            self.doubted += self.plan.unsure
 
         self.mail.append(hear)
 
@@ -426,15 +426,12 @@ class World:
                 self.hear()
             found, self.reading = self.reading, None
             self.plan.end_reading(found, self.now_ms)
-            if self.reading_all and not self.resync:
-                self.plan.finish_resync()
             return
         self.told_before = self.heard + len(self.mail) - self.random.randint(0, 1)
-        self.reading_all, self.resync = self.resync, False
-        if self.reading_all or self.plan.wants_sweep:
+        if self.plan.wants_sweep:
             after = self.plan.begin_sweep()
             self.plan.begin_reading()
-            mine = [i for i in self.infos.values() if i.owner == ME and (self.reading_all or i.id > after)]
+            mine = [i for i in self.infos.values() if i.owner == ME and not i.held and i.id > after]
             self.reading = sorted(mine, key=lambda i: i.id)
         elif self.plan.wants_due(self.now_ms):
             self.plan.unloaded_due_ms = None
@@ -451,7 +448,6 @@ class World:
 def test_no_history_makes_it_send_twice_or_forget(seed: int) -> None:
     """Invariant: while a result of ours is on its way, its recipient is not tried; in the end nothing is left."""
     world = World(seed)
-    world.resync = True
     steps = [
         world.accept,
         world.take,

@@ -421,7 +421,7 @@ def test_too_much_to_tell_is_read_again(bench: Bench, told: list[Changes], monke
     messages = [bench.accept(node=B) for _ in range(3)]
     bench.down(B, A)
     assert told.pop() == Changes(4, resync=True)
-    assert [info.id for info in bench.machine.reader.owned(A, 0, 10)] == messages
+    assert [info.id for info in bench.machine.reader.owned(A, 0, 10)[0]] == messages
     operate(bench, commands.HOLD, *messages)
     assert told.pop() == Changes(5, resync=True)
     bench.down(A, B)
@@ -511,7 +511,25 @@ def test_pages_are_in_order_and_complete(bench: Bench, monkeypatch: pytest.Monke
     assert [info.id for info in reader.page(0, 100)] == messages
     assert [info.id for info in reader.page(0, 7)] == messages[:7]
     assert [info.id for info in reader.page(number_of(messages[6]), 100)] == messages[7:]
-    assert [info.id for info in reader.owned(B, 0, 4)] == messages[1:9:2]
+    page, after = reader.owned(B, 0, 4)
+    assert [info.id for info in page] == messages[1:7:2], "one page"
+    assert after == number_of(messages[5])
+
+
+def test_what_cannot_be_delivered_now_is_passed_over_in_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue may be full of mail on hold, or that waits: to read all that at a start would cost a core for minutes."""
+    monkeypatch.setattr("smtpraft.spool.reader.LOOK_MESSAGES", 4)
+    messages = [bench.accept(node=B if number == 1 else A) for number in range(10)]
+    operate(bench, commands.HOLD, messages[2])
+    bench.outcome(messages[3], deferred(first(bench, messages[3]), 5000, "451"))
+    bench.outcome(messages[8], deferred(first(bench, messages[8]), 1000, "451"))
+    now_ms = bench.machine.now_ms()
+    after: int | None = 0
+    pages: list[list[str]] = []
+    while after is not None:
+        page, after = bench.machine.reader.owned(A, after, 100, now_ms + 2000)
+        pages.append([info.id for info in page])
+    assert pages == [[messages[0]], messages[4:8], messages[8:10], []]
 
 
 def test_what_is_due_is_complete_and_soonest_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
