@@ -75,8 +75,11 @@ class Disk(Protocol):
     def allocate_zeroed(self, file: File, size_bytes: int, *, gently: bool = False) -> None:
         """Fill a new file with zeros up to `size_bytes` and sync it, so that writing into it needs no more room.
 
-        `gently` leaves the disk to others half of the time.
+        `gently` leaves the disk to others three quarters of the time.
         """
+
+    def reserve(self, file: File, size_bytes: int) -> None:
+        """Set room aside for `size_bytes` of a new file, which read as zeros, and sync that: quick, where it can be."""
 
     def rename(self, source: str, target: str) -> None:
         """Give a file another name in the same directory, atomically."""
@@ -182,18 +185,21 @@ class RealDisk:
         pause = Event()
         # Reserve first: one piece on the disk, and a full disk says so before anything is written. Then write zeros: a
         # reserved block still costs a journal entry at its first write: 0.20 ms an fdatasync instead of 0.10.
-        try:
-            os.posix_fallocate(file._fd, 0, size_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        _reserve(file._fd, size_bytes)
         for offset in range(0, size_bytes, len(_ZEROS)):
             began = monotonic()
             file.pwritev([memoryview(_ZEROS)[: size_bytes - offset]], offset)
             os.fdatasync(file._fd)
             if gently:
-                pause.wait(monotonic() - began)
+                pause.wait(3 * (monotonic() - began))
         os.fsync(file._fd)
+
+    def reserve(self, file: File, size_bytes: int) -> None:
+        assert isinstance(file, RealFile)
+        if _reserve(file._fd, size_bytes):
+            os.fsync(file._fd)
+        else:
+            self.allocate_zeroed(file, size_bytes)
 
     def rename(self, source: str, target: str) -> None:
         os.rename(source, target)
@@ -203,3 +209,14 @@ class RealDisk:
 
     def random_u64(self) -> int:
         return secrets.randbits(64)
+
+
+def _reserve(fd: int, size_bytes: int) -> bool:
+    """Have the file system set room aside; return whether it can do such a thing."""
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+    return True

@@ -180,6 +180,9 @@ class SimulatedDisk:
         file.pwritev([bytes(size_bytes)], 0)
         file.sync()
 
+    def reserve(self, file: File, size_bytes: int) -> None:
+        self.allocate_zeroed(file, size_bytes)
+
     def rename(self, source: str, target: str) -> None:
         assert posixpath.dirname(source) == posixpath.dirname(target)
         self._before("rename", source)

@@ -1,6 +1,8 @@
 """Files made ready to become segments, so that the write path never waits for one and a full disk is known in advance.
 
 A spare is zero-filled and synced, or a recycled segment. It is named `NUMBER.spare`; while being made, `NUMBER.tmp`.
+To fill one takes seconds beside a busy log. Who needs a segment while there is none makes one without zeros, in
+milliseconds: writing into that is dearer for a while, but nobody waits, and no disk seems to hang.
 """
 
 from __future__ import annotations
@@ -90,13 +92,8 @@ class SparePool:
             self._thread = None
 
     def take(self) -> str | None:
-        """Return the name of a spare, which is the caller's from now on; None when there is none.
-
-        Waits for one that is being made: two at once would only be slower.
-        """
+        """Return the name of a spare, which is the caller's from now on; None when there is none."""
         with self._changed:
-            while self._making and not self._ready:
-                self._changed.wait()
             self._changed.notify_all()
             return self._ready.pop(0) if self._ready else None
 
@@ -114,12 +111,17 @@ class SparePool:
         try:
             return self.make(size_bytes), size_bytes, True
         except OSError as error:
-            if error.errno in NO_SPACE:
-                raise WalFull(f"no room for a segment of {size_bytes} bytes in {self._directory}") from error
-            raise
+            if error.errno not in NO_SPACE:
+                raise
+            with self._changed:  # The one that is being made may have got the last room.
+                while self._making:
+                    self._changed.wait()
+            if size_bytes == self._size_bytes and (name := self.take()) is not None:
+                return name, size_bytes, False
+            raise WalFull(f"no room for a segment of {size_bytes} bytes in {self._directory}") from error
 
-    def make(self, size_bytes: int, *, gently: bool = False) -> str:
-        """Make a file of zeros and return its name, which is still that of an unfinished one.
+    def make(self, size_bytes: int, *, filled: bool = False) -> str:
+        """Make a file and return its name, which is still that of an unfinished one; `filled`: in no hurry, with zeros.
 
         Raises:
             OSError: of what is there, nothing is left behind.
@@ -131,7 +133,10 @@ class SparePool:
         try:
             file = self._disk.create(path)
             try:
-                self._disk.allocate_zeroed(file, size_bytes, gently=gently)
+                if filled:
+                    self._disk.allocate_zeroed(file, size_bytes, gently=True)
+                else:
+                    self._disk.reserve(file, size_bytes)
             except OSError:
                 with suppress(OSError):
                     self._disk.unlink(path)
@@ -152,7 +157,7 @@ class SparePool:
             self._making = True
         name = None
         try:
-            unfinished = self.make(self._size_bytes, gently=True)
+            unfinished = self.make(self._size_bytes, filled=True)
             spare = unfinished.replace(".tmp", ".spare")
             self._disk.rename(f"{self._directory}/{unfinished}", f"{self._directory}/{spare}")
             self._disk.sync_directory(self._directory)
