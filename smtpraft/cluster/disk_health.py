@@ -33,6 +33,7 @@ HANG_TIMEOUTS: Final = 1.5  # which leaves half an election timeout to hand over
 SLOW_WRITES: Final = 3  # in a row, each longer than half an election timeout: one may be an accident
 QUICK_WRITES: Final = 6
 QUICK_FOR_S: Final = 1.5
+REPORTED_S: Final = 2.0  # what was done longer ago says nothing of how a disk is now
 PATIENCE_TIMEOUTS: Final = 15  # election timeouts without a leader, until a slow or full disk has to do
 
 
@@ -92,9 +93,14 @@ class DiskHealth:
         return bool(self._short)
 
     def report(self) -> int:
-        """Return what a follower tells its leader: milliseconds that writes take, and whether it is short of room."""
-        lag_s = max(self._writer.oldest_unsynced_age_s(), self._writer.pace.usual_s if self._slow_since else 0.0)
-        return int(lag_s * 1000) | (NO_ROOM_BIT if self._short else 0)
+        """Return what a follower tells its leader: milliseconds that writes take, and whether it is short of room.
+
+        The worst of the last ones, or nodes that share a disk, or a load, would hand over to one another in turn.
+        """
+        lag_s = max(self._writer.write_age_s(), self._writer.pace.worst_s(REPORTED_S))
+        if self._slow_since:
+            lag_s = max(lag_s, HANG_TIMEOUTS * self._timeout_s)  # it would not take over
+        return round(lag_s * 1000) | (NO_ROOM_BIT if self._short else 0)
 
     # ---- judging ----------------------------------------------------------------------------------------------------
 
@@ -149,11 +155,11 @@ class DiskHealth:
         """Return whether a write hangs."""
         pace, limit_s = self._writer.pace, self._timeout_s / 2
         # What waits for room is no slow write.
-        age_s = 0.0 if self._writer.waiting_for_room else self._writer.oldest_unsynced_age_s()
+        age_s = 0.0 if self._writer.waiting_for_room else self._writer.write_age_s()
         hangs = age_s > HANG_TIMEOUTS * self._timeout_s
         if hangs or pace.last_at_least(SLOW_WRITES, limit_s):
             if not self._slow_since:
-                log.warning("disk is slow unsynced_for_ms=%d usual_write_ms=%d", age_s * 1000, pace.usual_s * 1000)
+                log.warning("disk is slow writing_for_ms=%d usual_write_ms=%d", age_s * 1000, pace.usual_s * 1000)
             self._slow_since = now
             self._probe()
         elif self._slow_since:
@@ -168,7 +174,7 @@ class DiskHealth:
 
     def _probe(self) -> None:
         """Have an empty write synced: a disk that nobody asks looks quick."""
-        if self._probing or self._writer.oldest_unsynced_age_s():
+        if self._probing or self._writer.write_age_s():
             return
         self._probing = True
         self._writer.submit([], 0, 0, None, True, self._probed)
@@ -177,10 +183,14 @@ class DiskHealth:
         self._probing = False
 
     def _hand_over(self) -> None:
-        """Ask the most caught-up of the voters whose disks are well to lead."""
+        """Ask the most caught-up of the voters whose disks are well to lead.
+
+        From a slow disk only to one that is clearly better, its worst beside our best: while a leader hands over it
+        takes nothing on, and a new one would have the same load.
+        """
         beats, core = self._heartbeats, self._core
-        own_ms = max(self._writer.oldest_unsynced_age_s(), self._writer.pace.usual_s) * 1000
-        limit_ms = own_ms / 2 if self.state is DiskState.SLOW else self._timeout_s * 500
+        own_ms = max(self._writer.write_age_s(), self._writer.pace.least_s(SLOW_WRITES)) * 1000
+        limit_ms = own_ms / 2 if self.state is DiskState.SLOW else self._timeout_s * 1000 * HANG_TIMEOUTS
         progress = core.status().progress
         healthy = [
             node

@@ -60,8 +60,8 @@ class LogWriter:
         self._queue.append(Submission((), 0, 0, 0, None, False, done, 0.0, job))
         self._next()
 
-    def oldest_unsynced_age_s(self) -> float:
-        """Return for how long the oldest write has been waiting."""
+    def write_age_s(self) -> float:
+        """Return for how long there has been something to write and nothing got done."""
         return self._process.now_s() - self._waits_since if self._queue else 0.0
 
     def _next(self) -> None:

@@ -455,7 +455,7 @@ class Process:
             frame = self.heartbeats.encode(message, self.now_s(), self.compaction.retain_index(), may_grant)
             self.wires.send_control(message.to, frame)
         elif kind is MessageType.HEARTBEAT_RESP:
-            lag_ms = int(self.writer.oldest_unsynced_age_s() * 1000)
+            lag_ms = int(self.writer.write_age_s() * 1000)
             frame = self.heartbeats.encode_response(message, self.now_s(), self.applier.applied_index, lag_ms)
             self.wires.send_control(message.to, frame)
         elif kind is MessageType.SNAP:
@@ -561,7 +561,7 @@ class Process:
         return now - self.heartbeats.quorum_contact_at(now) < self._read_lease_s
 
     def _judge_disk(self) -> None:
-        age_s = self.writer.oldest_unsynced_age_s()
+        age_s = self.writer.write_age_s()
         self.core.barred = age_s > self.contact_window_s
         if not self.core.barred or self.core.role is not Role.LEADER:
             return

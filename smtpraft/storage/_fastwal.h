@@ -61,6 +61,7 @@ typedef struct {
     wal_batch *waiting, *waiting_last, *current, *done, *done_last;
     int closing, idle_told;
     uint64_t pending_bytes;
+    double done_s; /* when the last batch was */
     /* under `state` */
     int fd; /* -1: nothing may be written from here */
     uint64_t salt, segment_bytes, end_offset, number, durable, floor, first_index, last_index, last_term, term, commit;
@@ -272,6 +273,7 @@ static void wal_finish(wal_pump *pump) {
     batch = pump->current;
     pump->current = NULL;
     pump->pending_bytes -= batch->entries_bytes;
+    pump->done_s = wal_now();
     batch->next = NULL;
     first = pump->done == NULL;
     if (first) pump->done = batch;

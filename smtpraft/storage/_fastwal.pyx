@@ -52,6 +52,7 @@ cdef extern from "_fastwal.h" nogil:
         wal_batch *done_last
         int closing, idle_told
         uint64_t pending_bytes
+        double done_s
         int fd
         uint64_t salt, segment_bytes, end_offset, number, durable, floor, first_index, last_index, last_term
         uint64_t term, commit, reserve_bytes
@@ -330,14 +331,16 @@ cdef class Pump:
         """Bytes of entries that are not done."""
         return self.c.pending_bytes
 
-    def oldest_age_s(self):
-        """For how long the oldest of what is not done has waited; 0 if there is nothing."""
+    def write_age_s(self):
+        """For how long there has been something to write and nothing got done; 0 if there is nothing."""
         cdef double since = 0
         pthread_mutex_lock(&self.c.queue)
         if self.c.current != NULL:
             since = self.c.current.since_s
         elif self.c.waiting != NULL:
             since = self.c.waiting.since_s
+        if since and since < self.c.done_s:
+            since = self.c.done_s
         pthread_mutex_unlock(&self.c.queue)
         return wal_now() - since if since else 0.0
 

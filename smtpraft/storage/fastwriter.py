@@ -64,8 +64,8 @@ class CompiledWalWriter(WalWriter):
     def pending_bytes(self) -> int:
         return self._pump.pending_bytes
 
-    def oldest_unsynced_age_s(self) -> float:
-        return self._pump.oldest_age_s()
+    def write_age_s(self) -> float:
+        return self._pump.write_age_s()
 
     def submit(
         self,

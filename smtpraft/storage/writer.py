@@ -40,10 +40,20 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds = (0.0,) * 8
+        self._at = 0.0
 
     def took(self, seconds: float) -> None:
-        """Note one write."""
+        """Note one write, which is done now."""
         self._seconds = (*self._seconds[1:], seconds)
+        self._at = monotonic()
+
+    def worst_s(self, within_s: float) -> float:
+        """Return the longest of the last eight; 0 if the last of them was done longer than `within_s` ago."""
+        return max(self._seconds) if monotonic() - self._at <= within_s else 0.0
+
+    def least_s(self, count: int) -> float:
+        """Return the shortest of the last `count`."""
+        return min(self._seconds[-count:])
 
     @property
     def usual_s(self) -> float:
@@ -81,6 +91,7 @@ class WalWriter:
         self._fetched: deque[Submission] = deque()  # of the writer's thread: taken from there, and not done
         self._unfinished: deque[Submission] = deque()  # given or fetched or being written; for looking at its oldest
         self._bytes_given = self._bytes_done = 0  # each written by one thread
+        self._done_at = 0.0
         self._batch_bytes_max = min(BATCH_BYTES_MAX, wal.batch_bytes_max)
         self._closing = Event()
         self._waiting_for_room = False
@@ -105,13 +116,14 @@ class WalWriter:
         """Whether writing has stopped because the disk is full. It goes on by itself when there is room."""
         return self._waiting_for_room
 
-    def oldest_unsynced_age_s(self) -> float:
-        """Return for how long the oldest submission has been waiting to be done; 0 when none is.
+    def write_age_s(self) -> float:
+        """Return for how long there has been something to write and nothing got done; 0 when there is nothing.
 
-        A leader for which this is more than an election timeout has a disk that cannot lead.
+        A leader for which this is more than an election timeout has a disk that cannot lead. For how long the oldest
+        submission has waited says nothing of that: of a hundred long messages the last waits while all others are done.
         """
         try:
-            return monotonic() - self._unfinished[0].since
+            return monotonic() - max(self._unfinished[0].since, self._done_at)
         except IndexError:
             return 0.0
 
@@ -216,6 +228,7 @@ class WalWriter:
                 return True
 
     def _finish(self, group: list[Submission]) -> None:
+        self._done_at = monotonic()
         for item in group:
             self._fetched.popleft()
             self._unfinished.popleft()

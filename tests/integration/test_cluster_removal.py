@@ -70,7 +70,7 @@ async def test_a_leader_whose_disk_hangs_hands_over_to_a_voter(cluster: Cluster)
     driver.want_turn()
     await wait_until(lambda: driver.core.conf_state.learners == (learner.id,))
     driver.heartbeats.disk_lag_ms = {learner.id: 0, voter.id: 0}
-    driver.writer.oldest_unsynced_age_s = lambda: 60.0  # type: ignore[method-assign]
+    driver.writer.write_age_s = lambda: 60.0  # type: ignore[method-assign]
     await wait_until(lambda: voter.is_leader, 5)
 
 

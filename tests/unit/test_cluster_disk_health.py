@@ -40,7 +40,7 @@ class Bench:
             pace=self.pace,
             waiting_for_room=False,
             read_only=False,
-            oldest_unsynced_age_s=lambda: self.age_s,
+            write_age_s=lambda: self.age_s,
             submit=self._submit,
         )
         self.applier = SimpleNamespace(waiting_for_room=False)
@@ -89,7 +89,7 @@ def test_a_leader_whose_disk_crawls_hands_over_and_does_not_come_back_until_it_k
     assert bench.judge() is DiskState.SLOW
     assert bench.handed_to == [N2]
     assert bench.core.barred
-    assert bench.health.report() == 100
+    assert bench.health.report() == 225, "it would not take over"
     bench.core.role = Role.FOLLOWER
     for _ in range(40):  # idle: only its own probes show that it is quick again
         if bench.judge() is DiskState.OK:
@@ -104,6 +104,20 @@ def test_it_hands_over_to_nobody_whose_disk_is_as_bad(bench: Bench) -> None:
     bench.writes(0.1, 0.1, 0.1)
     bench.judge()
     assert bench.handed_to == []
+
+
+def test_disks_that_are_busy_alike_hand_nothing_over(bench: Bench) -> None:
+    """Three nodes on one disk, all with long messages: whoever leads has them. What a follower says is its worst."""
+    bench.writes(0.08, 0.15, 0.12)
+    bench.beats.disk_lag_ms = {N2: 60, N3: 150}
+    assert bench.judge() is DiskState.SLOW
+    assert bench.handed_to == []
+    bench.core.role = Role.FOLLOWER
+    bench.health._slow_since = 0.0
+    bench.writes(0.001, 0.07, 0.001, 0.001)
+    assert bench.health.report() == 150
+    bench.writes(*[0.002] * 8)
+    assert bench.health.report() == 2
 
 
 def test_a_hanging_write_is_enough(bench: Bench) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from time import monotonic
 
 import pytest
 
@@ -189,16 +190,43 @@ def test_an_idle_writer_vouches_for_the_last_batch_once(monkeypatch: pytest.Monk
 
 def test_the_age_of_the_oldest_tells_of_a_disk_that_hangs() -> None:
     bench = Bench()
-    assert bench.writer.oldest_unsynced_age_s() == 0.0
+    assert bench.writer.write_age_s() == 0.0
     bench.go_on.clear()
     bench.submit(b"a")
     assert bench.syncing.wait(WAIT_S)
-    first = bench.writer.oldest_unsynced_age_s()
+    first = bench.writer.write_age_s()
     bench.submit(b"b")
-    assert bench.writer.oldest_unsynced_age_s() >= first > 0.0
+    assert bench.writer.write_age_s() >= first > 0.0
     bench.go_on.set()
     bench.wait(lambda: len(bench.done) == 2)
-    assert bench.writer.oldest_unsynced_age_s() == 0.0
+    assert bench.writer.write_age_s() == 0.0
+    bench.writer.close()
+
+
+def test_a_disk_that_finishes_one_write_after_another_does_not_hang() -> None:
+    """However long the last of a hundred long messages waits for its turn."""
+    bench = Bench()
+    gates = [threading.Event(), threading.Event()]
+    reached = [threading.Event(), threading.Event()]
+    turns = iter(zip(gates, reached, strict=True))
+
+    def hold(operation: Operation) -> None:
+        if operation.kind == "sync":
+            gate, here = next(turns)
+            here.set()
+            assert gate.wait(WAIT_S)
+
+    bench.disk.hook = hold
+    bench.submit(b"a")
+    assert reached[0].wait(WAIT_S)
+    bench.submit(b"b")
+    threading.Event().wait(0.1)
+    released_at = monotonic()
+    gates[0].set()
+    assert reached[1].wait(WAIT_S)
+    age_s = bench.writer.write_age_s()
+    assert age_s <= monotonic() - released_at
+    gates[1].set()
     bench.writer.close()
 
 
@@ -219,7 +247,7 @@ def test_after_a_failure_nothing_is_answered_any_more() -> None:
     bench.writer.close()
     assert bench.done == [1]
     assert [type(failure) for failure in bench.failures] == [WalFailed]
-    assert bench.writer.oldest_unsynced_age_s() > 0.0
+    assert bench.writer.write_age_s() > 0.0
 
 
 def test_a_submission_that_makes_no_sense_fails_the_writer() -> None:
