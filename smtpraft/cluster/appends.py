@@ -8,13 +8,19 @@ No thread, no clock, no file: the driver has a thread that writes, the simulator
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple
 
 from smtpraft.consensus import Message, RawNode
 from smtpraft.fastlog import Log
 from smtpraft.storage import HardState
+
+PIECE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of entries in one write, if there is more than one entry: a turn may bring many megabytes, and a disk that was busy
+with all of them at once would seem to hang."""
 
 
 class Write(NamedTuple):
@@ -68,6 +74,35 @@ class Appends:
         hard_state = HardState(core.term, core.vote, core.commit_index)
         return Write(spans, entries.first, entries.last, hard_state, sync=True)
 
+    def submit(self, write: Write, submit: Callable[..., None], done: Callable[[], None]) -> None:
+        """Give `write` to the writer's `submit`, in pieces if it is long; `done` is run when all of it is written.
+
+        A crash between two of them leaves a shorter log, of which nothing was said to anybody yet.
+        """
+        before: Write | None = None
+        for piece in self._pieces(write):
+            if before is not None:
+                submit(*before, _nothing)
+            before = piece
+        assert before is not None
+        submit(*before, done)
+
+    def _pieces(self, write: Write) -> Iterator[Write]:
+        first, last, state = write.first_index, write.last_index, write.hard_state
+        size_bytes = self._entries.size_bytes
+        while write.spans and first < last and size_bytes(first, last) > PIECE_BYTES_MAX:
+            fitting = bisect_right(range(first, last), PIECE_BYTES_MAX, key=partial(size_bytes, first))
+            to = first + max(1, fitting) - 1
+            # The log on disk never says that more is committed than it has.
+            piece_state = state._replace(commit=min(state.commit, to)) if state is not None else None
+            yield Write(self._entries.spans(first, to), first, to, piece_state, write.sync)
+            first = to + 1
+        yield (
+            write
+            if first == write.first_index
+            else Write(self._entries.spans(first, last), first, last, state, write.sync)
+        )
+
     def written(self) -> None:
         """The writer has done one write, in the order of `take`."""
         self._under_way -= 1
@@ -79,3 +114,7 @@ class Appends:
         if message.entries:
             self.durable_index = max(self.durable_index, self._writing.popleft())
         return message.responses
+
+
+def _nothing() -> None:
+    """A piece is written, and there is more to come."""

@@ -378,7 +378,7 @@ class Driver:
         if write is None:
             self._stored(message)
         else:
-            self.writer.submit(*write, lambda: self._write_done(message))
+            self._appends.submit(write, self.writer.submit, lambda: self._write_done(message))
 
     def _write_done(self, message: Message) -> None:
         self._appends.written()
