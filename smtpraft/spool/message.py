@@ -52,9 +52,6 @@ class Message(msgspec.Struct, gc=False):
         """Return the message as the users of the queue see it."""
         number = self.number
         flags = self.flags
-        parts = self.chunks
-        if self.body_bytes or not parts:
-            parts = (*parts, BodyPart(number, self.body_offset, self.body_bytes))
         return MessageInfo(
             id_of_number(number),
             self.owner,
@@ -71,8 +68,15 @@ class Message(msgspec.Struct, gc=False):
             self.client_host,
             self.helo,
             self.auth,
-            parts,
+            self.parts,
         )
+
+    @property
+    def parts(self) -> tuple[BodyPart, ...]:
+        """Where its body is, in order."""
+        if self.chunks and not self.body_bytes:
+            return self.chunks
+        return (*self.chunks, BodyPart(self.number, self.body_offset, self.body_bytes))
 
     @property
     def index(self) -> int:

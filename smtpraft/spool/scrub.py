@@ -78,7 +78,7 @@ def _check_copies(cursor: apsw.Cursor, messages: Sequence[Message]) -> None:
     wanted = {
         part.number
         for message in messages
-        for part in message.info().parts
+        for part in message.parts
         if part.length and part.number >> ORDINAL_BITS <= cast(int, copied_index)
     }
     numbers = msgspec.json.encode(sorted(wanted)).decode()
