@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +51,6 @@ from smtpraft.errors import Fatal, NewerFormat, Removed, SmtpRaftError
 from smtpraft.smtp import SmtpServer, SmtpWorkers, WorkersFailed
 from smtpraft.smtp.worker_frames import State
 from smtpraft.spool.client import SpoolClient
-from smtpraft.spool.handover import submit_encoded
 from smtpraft.spool.keyclient import KeyValues
 from smtpraft.spool.machine import SpoolMachine
 from smtpraft.storage.errors import DirectoryInUse, IdentityMismatch
@@ -273,7 +271,7 @@ class Daemon:
             node=self.config.node.id,
             loop_name=self.config.node.loop,
             submit=self.client.submit,
-            submit_encoded=partial(submit_encoded, self.node),
+            submit_encoded=self.client.submit_encoded,
             state=self._state_for_workers,
             command=command,
             environ=environ,

@@ -19,6 +19,8 @@ _HEADERS: Final = (
 
 def status(client: Client, arguments: Namespace) -> int:
     """Print one line per endpoint; with `--cluster` also the members that no endpoint stands for."""
+    if any(endpoint.startswith("https://") for endpoint in client.endpoints):
+        client.tls_context()  # a file that cannot be used is no endpoint's fault
     found: list[tuple[str, Json]] = []
     failures: list[str] = []
     with ThreadPoolExecutor(max_workers=8) as pool:

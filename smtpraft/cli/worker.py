@@ -33,11 +33,16 @@ log = logging.getLogger(__name__)
 
 BEGIN_S: Final = 30.0
 END_S: Final = GOODBYE_S + 2.0
+_PURE: Final = "SMTPRAFT_PURE"
+_NODES_OWN: Final = ("SMTPRAFT_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_DIRECTORY")
 
 
 def command() -> tuple[list[str], dict[str, str]]:
-    """Return what starts a worker, without the descriptor, and its environment: of the package that runs here."""
-    environ = dict(os.environ)
+    """Return what starts a worker, without the descriptor, and its environment: of the package that runs here.
+
+    A worker speaks to the world: of the node's settings, its credentials and its service manager it gets nothing.
+    """
+    environ = {name: value for name, value in os.environ.items() if name == _PURE or not name.startswith(_NODES_OWN)}
     root = str(Path(smtpraft.__file__).resolve().parents[1])
     if sys.path and sys.path[0] and str(Path(sys.path[0]).resolve()) == root:  # `python -m smtpraft` beside the package
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environ.get("PYTHONPATH"))))

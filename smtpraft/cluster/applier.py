@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 APPLY_BATCH_BYTES: Final = (
     8 * 1024 * 1024
 )  # one transaction at most, so that a long replay does not hold the results back
-LAZY_BYTES_MAX: Final = 256 * 1024  # what nobody waits for is applied at once when this much has gathered
-LAZY_S: Final = 0.025  # and when it has waited for so long, give or take a tick
+LAZY_BYTES_MAX: Final = 1024 * 1024  # what nobody waits for is applied at once when this much has gathered
+LAZY_S: Final = 0.1  # and when it has waited for so long, give or take a tick
 _RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
 
 NO_ROOM_RETRY_S: Final = 0.25

@@ -395,14 +395,14 @@ class Driver:
     def _apply(self, message: Message) -> None:
         """Hand committed entries to the apply thread."""
         first, last = message.entries.first, message.entries.last
-        spans = None
         try:
             spans = self.entries.spans(first, last)
-            self._foresight.committed(spans)
+            urgent = self._foresight.committed(spans)
         except fastlog.NotCached:
+            spans, urgent = None, True
             self._foresight.unseen(last)
         self._applying.append(message)
-        urgent = self.reads.waiting or self.proposals.waiting
+        urgent = urgent or self.reads.waiting or self.proposals.waiting or self._foresight.blind
         self.applier.submit(Batch(first, last, self.entries.size_bytes(first, last), spans), urgent=urgent)
 
     def _applied(self, result: Result) -> None:

@@ -37,9 +37,14 @@ class Foresight:
         self._reopened_at = 0  # of the last OPEN of this node that is not the session it knows
         self._blind_until = 0
 
-    def committed(self, spans: Sequence[bytes | memoryview]) -> None:
-        """Look at committed entries, which follow on from those given last; they were verified before."""
+    def committed(self, spans: Sequence[bytes | memoryview]) -> bool:
+        """Look at committed entries, which follow on from those given last; they were verified before.
+
+        Return whether there is more than commands in them: members, sessions, a leader's first entry. For what the
+        machine makes of those, somebody else may wait.
+        """
         proposals = self._proposals
+        more = False
         for span in spans:
             at = 0
             while at < len(span):
@@ -47,6 +52,7 @@ class Foresight:
                 payload_at = at + ENTRY_HEADER_BYTES
                 at += size
                 if kind != ENTRY_NORMAL or payload_at == at:
+                    more = True
                     continue
                 what = span[payload_at]
                 if what == envelope.COMMAND:
@@ -55,7 +61,14 @@ class Foresight:
                         if session == proposals.session and self._counts(session):
                             proposals.foresee(seq, index)
                 elif what in _OF_SESSIONS:
+                    more = True
                     self._session_entry(what, index, bytes(span[payload_at:at]))
+        return more
+
+    @property
+    def blind(self) -> bool:
+        """Is the machine alone to answer, until it has caught up with what was not seen here?"""
+        return self._blind_until > 0
 
     def unseen(self, last: int) -> None:
         """Entries up to `last` are committed, and were not to be had here."""

@@ -26,7 +26,7 @@ from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
 from smtpraft.cluster.machine import StateDamaged, StateMachine
 from smtpraft.cluster.members import rows_of
-from smtpraft.cluster.proposals import Done, settle
+from smtpraft.cluster.proposals import Committed, Done, settle
 from smtpraft.cluster.requests import Arguments
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
@@ -179,6 +179,7 @@ class Node:
         deadline_s: float = 10.0,
         give_up_after_s: float = 5.0,
         foreseen: Callable[[int], object] | None = None,
+        committed: Committed | None = None,
     ) -> object:
         """Put `command` to the log; return what the state machine answered to it on this node.
 
@@ -186,8 +187,8 @@ class Node:
         it is withdrawn; after `give_up_after_s` more nobody can say.
 
         `foreseen` returns what the machine is certain to answer, given the index of the entry. Then this returns as
-        soon as the command is committed and certain to be applied, without waiting for that; should the machine answer
-        something else, the node stops.
+        soon as the command is committed and certain to be applied; should the machine answer something else, the node
+        stops. Or `committed` is called then, and what the machine answers comes in its time, some 0.1 s later.
 
         Raises:
             NotReplicated: it is not applied and never will be.
@@ -196,7 +197,7 @@ class Node:
             ValueError: it is larger than an entry may be.
         """
         future: asyncio.Future[object] = self._loop.create_future()
-        self.propose(command, partial(settle, future), deadline_s, give_up_after_s, foreseen)
+        self.propose(command, partial(settle, future), deadline_s, give_up_after_s, foreseen, committed)
         return await future  # cancelling it withdraws nothing: `Proposals` goes on, and answers nobody
 
     def propose(
@@ -206,10 +207,11 @@ class Node:
         deadline_s: float = 10.0,
         give_up_after_s: float = 5.0,
         foreseen: Callable[[int], object] | None = None,
+        committed: Committed | None = None,
     ) -> None:
         """As `replicate`, for callbacks: no task, no future. `done` is called once, with the answer or the error.
 
-        In the middle of the node's own work: it is quick, raises nothing, proposes nothing (`call_soon` what would).
+        In the middle of the node's own work: both are quick, raise and propose nothing (`call_soon` what would).
 
         Raises:
             NotReplicated, Stopped, ValueError: as `replicate` would, at once; `done` is not called then.
@@ -219,14 +221,10 @@ class Node:
         if len(command) > bytes_max:
             raise ValueError(f"a command of {len(command)} bytes; at most {bytes_max} fit an entry")
         began = monotonic()
-
-        def answered(result: object, error: Exception | None) -> None:
-            if error is None:
-                self.commit_times.add(monotonic() - began)
-            done(result, error)
-
-        self._driver.proposals.propose(command, answered, began + deadline_s, give_up_after_s, foreseen)
-        self._driver.want_turn()
+        done, committed = self.commit_times.timed(began, done, committed)
+        self._driver.proposals.propose(command, done, began + deadline_s, give_up_after_s, foreseen, committed)
+        if committed is None:  # else the next turn takes it, whatever that is for
+            self._driver.want_turn()
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node's state is at least as new as every write that had finished when this was called.

@@ -26,6 +26,7 @@ from smtpraft.types import NodeId
 RETRY_FIRST_S: Final = 1.0  # silence from a living leader; a dead one is noticed sooner by its successor's election
 RETRY_MAX_S: Final = 8.0
 OPEN_RETRY_S: Final = 1.0
+PATIENCE_S: Final = 0.005  # so long what is in no hurry waits for something to go with; then the next turn takes it
 PROPOSE_BATCH_BYTES: Final = 4 * 1024 * 1024  # one frame to the leader at most
 
 
@@ -33,6 +34,8 @@ Done = Callable[[object, Exception | None], None]
 """Called once, on the loop thread: with the machine's answer, or with an error (NotReplicated, OutcomeUnknown or
 Stopped). Often within a turn of the driver: it must not raise, nor propose anything before the next one.
 """
+Committed = Callable[[], object]
+"""Called at most once, before `Done`, once the command is committed and certain to be applied; of the same kind."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,12 @@ class Proposal:
     retry_s: float = RETRY_FIRST_S
     foreseen: Callable[[int], object] | None = None
     """What the machine will answer to it, given the index of its entry; None if only the machine can say."""
+    committed: Committed | None = None
+    """Whoever gives it needs the machine's answer some time, and no sooner than others bring it about."""
+    eager: bool = False
+    """Does somebody wait for what the machine answers?"""
+    patient: bool = False
+    """Does it cost others less than it gains if it goes with what comes next?"""
 
 
 @dataclass(slots=True)
@@ -72,6 +81,8 @@ class Proposals:
         self._random_bytes = random_bytes
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
+        self._eager = 0
+        self._patient_since = 0.0  # since when only such wait, 0: none is known to
         self._unassigned: deque[Proposal] = deque()
         self._by_seq: dict[int, Proposal] = {}
         self._outbox: deque[Proposal] = deque()
@@ -93,8 +104,8 @@ class Proposals:
 
     @property
     def waiting(self) -> bool:
-        """Does somebody here wait for what the log brings?"""
-        return bool(self._by_seq) or bool(self._unassigned) or (self._wanted and not self.session)
+        """Does somebody here wait for the machine? Not for what is foreseen, nor who is content with the commit."""
+        return self._eager > 0 or (self._wanted and not self.session)
 
     @property
     def nonce(self) -> bytes:
@@ -126,17 +137,30 @@ class Proposals:
         deadline: float,
         give_up_after_s: float,
         foreseen: Callable[[int], object] | None = None,
+        committed: Committed | None = None,
     ) -> None:
         """Queue `command`; `done` hears what became of it.
 
-        `foreseen` says what the machine will answer, given the index of the entry; see `foresight`.
+        `foreseen` says what the machine will answer, given the index of the entry; see `foresight`. `committed` hears
+        of the commit, and its giver is in no hurry for the answer: not both.
 
         Raises:
             NotReplicated: too many bytes wait already; `done` hears nothing.
         """
         if self._pending_bytes and self._pending_bytes + len(command) > self._max_pending_bytes:
             raise NotReplicated(f"{self._pending_bytes} bytes of commands wait for a majority already")
-        proposal = Proposal(command, done, deadline, give_up_after_s, foreseen=foreseen)
+        eager = foreseen is None and committed is None
+        proposal = Proposal(
+            command,
+            done,
+            deadline,
+            give_up_after_s,
+            foreseen=foreseen,
+            committed=committed,
+            eager=eager,
+            patient=committed is not None,
+        )
+        self._eager += eager
         self._pending_bytes += len(command)
         if self.session:
             self._assign(proposal)
@@ -151,10 +175,11 @@ class Proposals:
         """Ask for no further session: this node is leaving."""
         self._wanted = False
 
-    def take(self, now: float, leading_term: int = 0) -> list[bytes]:
+    def take(self, now: float, leading_term: int = 0, *, in_company: bool = False) -> list[bytes]:
         """Return payloads to propose now, oldest first and bounded in bytes; empty if there are none.
 
-        `leading_term` is the term that this node leads in, 0 if another node leads.
+        `leading_term` is the term that this node leads in, 0 if another node leads. `in_company`: others propose with
+        them, so that what is in no hurry costs no write and no frames of its own.
         """
         payloads: list[bytes] = []
         size_bytes = 0
@@ -167,8 +192,9 @@ class Proposals:
             if now >= down.retry_at and down.term in (0, leading_term):
                 down.retry_at = now + OPEN_RETRY_S
                 payloads.append(down.payload)
-        if not self.session:
+        if not self.session or not (payloads or in_company or self._is_time(now)):
             return payloads
+        self._patient_since = 0.0
         outbox = self._outbox
         done_below = next(iter(self._by_seq), self._next_seq)
         while outbox and size_bytes < PROPOSE_BATCH_BYTES:
@@ -191,10 +217,20 @@ class Proposals:
         """Whether `take` might return anything, now or later."""
         return bool(self._outbox) or bool(self._down) or (self._wanted and not self.session)
 
+    def _is_time(self, now: float) -> bool:
+        """Is there anything to hand out but what is in no hurry, or has that waited long enough?"""
+        for proposal in self._outbox:
+            if not proposal.patient or proposal.handed_out:
+                return True
+        if not self._outbox:
+            return False
+        self._patient_since = self._patient_since or now
+        return now - self._patient_since >= PATIENCE_S
+
     def has_work(self, now: float) -> bool:
         """Whether `take` would return anything."""
         if self.session:
-            return bool(self._outbox) or bool(self._down)
+            return bool(self._down) or self._is_time(now)
         return (self._wanted and now >= self._open_at) or bool(self._down)
 
     def retry_all(self) -> None:
@@ -234,7 +270,12 @@ class Proposals:
     def foresee(self, seq: int, index: int) -> None:
         """Our command `seq` is committed at `index` in the open session, and nothing before it takes it away."""
         proposal = self._by_seq.get(seq)
-        if proposal is None or proposal.foreseen is None:
+        if proposal is None:
+            return
+        if (committed := proposal.committed) is not None:
+            proposal.committed = None  # a second copy is no news
+            committed()
+        if proposal.foreseen is None:
             return
         del self._by_seq[seq]
         answer = proposal.foreseen(index)
@@ -244,7 +285,9 @@ class Proposals:
     def withdrawn(self, seq: int) -> None:
         """A cancel of our command `seq` is committed: what becomes of it, the machine will say."""
         if (proposal := self._by_seq.get(seq)) is not None:
-            proposal.foreseen = None
+            proposal.foreseen = proposal.committed = None
+            self._eager += not proposal.eager
+            proposal.eager = True
 
     def resolved(self, session: int, seq: int, result: object) -> None:
         """The log applied our command `seq`.
@@ -354,11 +397,13 @@ class Proposals:
 
     def _finish(self, proposal: Proposal, result: object) -> None:
         self._pending_bytes -= len(proposal.command)
+        self._eager -= proposal.eager
         proposal.done(result, None)
 
     def _fail(self, proposal: Proposal, error: Exception) -> None:
         self.failed_count += 1
         self._pending_bytes -= len(proposal.command)
+        self._eager -= proposal.eager
         proposal.done(None, error)
 
 

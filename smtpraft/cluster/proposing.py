@@ -86,7 +86,7 @@ class Proposing:
         now = self._clock()
         # Out of touch with a majority, hold what is ours back: what was never appended can be refused for certain.
         fresh = now - max(self._heartbeats.quorum_contact_at(now), leader_since) <= self._contact_window_s
-        payloads = self._proposals.take(now, core.term) if fresh else []
+        payloads = self._proposals.take(now, core.term, in_company=bool(self._forwarded)) if fresh else []
         payloads += self._forwarded
         if payloads:
             try:

@@ -117,6 +117,7 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(MAILDIR_THREADS, thread_name_prefix="maildir")
         self._client.subscribe(self._on_changes)
+        self._client.subscribe_committed(self._on_committed)
         self._start_task(self._outbox.run(), "delivery-report")
         self._start_task(self._reader.run(), "delivery-read")
 
@@ -174,6 +175,11 @@ class Delivery:
         if changes.resync:
             self._reader.resync()
         self._schedule.change(changes, self._client.now_ms())
+        self._follow()
+
+    def _on_committed(self, infos: Sequence[MessageInfo]) -> None:
+        """Begin with what is certain to be ours: what becomes of it is recorded with its beginning, at little cost."""
+        self._schedule.foresee(infos, self._client.now_ms())
         self._follow()
 
     def _follow(self) -> None:

@@ -20,11 +20,12 @@ GATHER_S: Final = 0.01
 processor and disk from the next message's `250`; alone it would cost as much as the acceptance. What a crash may repeat
 grows by what is delivered in that time, within the same bound."""
 
-Report = Callable[[Sequence[Outcome]], Awaitable[Sequence[bool]]]
+Report = Callable[[Sequence[Outcome], Callable[[int], object]], Awaitable[Sequence[bool]]]
+"""Reports outcomes, and says of how many it is certain by now; returns which counted. See `SpoolClient.report`."""
 
 
 class Outbox:
-    """`answered` is called for each outcome, in order, with whether it counted; `room` when there is room again."""
+    """`answered` is called for each outcome, with whether it counted; `room` when there is room, here or in memory."""
 
     def __init__(self, report: Report, *, answered: Callable[[Job, Outcome, bool], None], room: Callable[[], None]):
         self._report = report
@@ -36,7 +37,9 @@ class Outbox:
         self._empty.set()
         self._has_room = asyncio.Event()
         self._has_room.set()
+        self._stopped = False
         self.unreported = 0
+        """Results that are not committed."""
 
     @property
     def full(self) -> bool:
@@ -57,28 +60,52 @@ class Outbox:
         await self._has_room.wait()
 
     async def wait_empty(self) -> None:
-        """Return when everything is reported."""
+        """Return when everything is committed."""
         await self._empty.wait()
 
     async def run(self) -> None:
-        """Report until the node stops."""
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            while self._waiting:
-                if len(self._waiting) < GATHER_COUNT:
-                    await asyncio.sleep(GATHER_S)
-                batch = list(self._waiting)
-                self._waiting.clear()
-                try:
-                    counted = await self._report([outcome for _, outcome in batch])
-                except Stopped:
-                    return
-                self.unreported -= len(batch)
-                for (job, outcome), did in zip(batch, counted, strict=True):
-                    self._answered(job, outcome, did)
-                if not self.unreported:
-                    self._empty.set()
-                if not self.full:
-                    self._has_room.set()
-                    self._room()
+        """Report until the node stops: what gathers while one report is not committed goes into the next."""
+        async with asyncio.TaskGroup() as reports:
+            while not self._stopped:
+                await self._wanted.wait()
+                self._wanted.clear()
+                while self._waiting and not self._stopped:
+                    if len(self._waiting) < GATHER_COUNT:
+                        await asyncio.sleep(GATHER_S)
+                    batch = list(self._waiting)
+                    self._waiting.clear()
+                    committed = asyncio.Event()
+                    reports.create_task(self._record(batch, committed), name="delivery-report-one")
+                    await committed.wait()
+
+    async def _record(self, batch: Sequence[tuple[Job, Outcome]], all_committed: asyncio.Event) -> None:
+        """Report `batch`. `all_committed` is set when it is committed, or the node stops."""
+        left = len(batch)
+
+        def committed(count: int) -> None:
+            nonlocal left
+            left -= count
+            self._committed(count)
+            if not left:
+                all_committed.set()
+
+        try:
+            counted = await self._report([outcome for _, outcome in batch], committed)
+        except Stopped:
+            self._stopped = True
+            return
+        finally:
+            all_committed.set()
+        assert not left, f"{left} results are recorded, and were not committed"
+        for (job, outcome), did in zip(batch, counted, strict=True):
+            self._answered(job, outcome, did)
+        if not self.full:
+            self._room()
+
+    def _committed(self, count: int) -> None:
+        self.unreported -= count
+        if not self.unreported:
+            self._empty.set()
+        if not self.full:
+            self._has_room.set()
+            self._room()

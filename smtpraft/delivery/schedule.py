@@ -155,6 +155,15 @@ class Schedule:
                 self._touch(message)
                 self._remove(message)
 
+    def foresee(self, infos: Iterable[MessageInfo], now_ms: int) -> None:
+        """Take in messages that are committed, and that the replicated state does not show yet.
+
+        Whatever may be read meanwhile knows nothing of them: if that makes us forget them, `change` brings them back.
+        """
+        for info in infos:
+            self._touch(info.id)
+            self.load(info, now_ms)
+
     def begin_reading(self) -> None:
         """A read of the replicated queue starts: what changes from now on is newer than what it will return."""
         assert self._touched is None, "one read at a time"

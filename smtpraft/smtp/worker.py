@@ -42,7 +42,7 @@ from smtpraft.smtp.worker_frames import (
     report_of,
 )
 from smtpraft.smtp.worker_link import WorkerLine
-from smtpraft.spool.handover import encode_message
+from smtpraft.spool.client import encode_message
 from smtpraft.spool.types import Envelope, MessageId
 
 log = logging.getLogger(__name__)

@@ -65,10 +65,10 @@ Done = Callable[[MessageId | None, Exception | None], None]
 
 
 class SubmitEncoded(Protocol):
-    """Where whole messages go: `spool.handover.submit_encoded`."""
+    """Where whole messages go: `SpoolClient.submit_encoded`."""
 
     def __call__(self, command: bytes, *, deadline_s: float, done: Done) -> None:
-        """As `SubmitMail`, with what `spool.handover.encode_message` returned."""
+        """As `SubmitMail`, with what `spool.client.encode_message` returned."""
 
 
 class WorkersFailed(SmtpRaftError):

@@ -12,9 +12,10 @@ from typing import Final, Protocol, TypeVar
 
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
 from smtpraft.spool import commands
-from smtpraft.spool.commands import OPERATOR_BATCH_MAX, Refusal
+from smtpraft.spool.commands import OPERATOR_BATCH_MAX, AcceptHeader, NewerCommand, Refusal
 from smtpraft.spool.machine import SpoolMachine
-from smtpraft.spool.reports import Reports
+from smtpraft.spool.message import Message
+from smtpraft.spool.reports import Committed, Reports
 from smtpraft.spool.scrub import scrub
 from smtpraft.spool.types import (
     CHUNK_BYTES,
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 UPLOAD_WINDOW: Final = 4  # chunks of one message under way at a time: about 4 MiB
 OPERATOR_DEADLINE_S: Final = 10.0
+GATHER_S: Final = 0.01
+"""So long committed messages wait for company before they are told of: their delivery takes processor time from the
+next message's `250`, and together they take less."""
 READ_DEADLINE_S: Final = 10.0
 
 _T = TypeVar("_T")
@@ -49,11 +53,17 @@ class Replicator(Protocol):
     """What the client needs of `cluster.Node`."""
 
     async def replicate(
-        self, command: bytes, *, deadline_s: float = 10.0, foreseen: Callable[[int], object] | None = None
+        self,
+        command: bytes,
+        *,
+        deadline_s: float = 10.0,
+        foreseen: Callable[[int], object] | None = None,
+        committed: Callable[[], object] | None = None,
     ) -> object:
         """Return the machine's result, or, as soon as the command is certain to be applied, `foreseen` of its index.
 
-        Raises NotReplicated, OutcomeUnknown or Stopped.
+        Or call `committed` then, and return the machine's result when it comes. Raises NotReplicated, OutcomeUnknown or
+        Stopped.
         """
 
     def propose(
@@ -80,11 +90,17 @@ class SpoolClient:
         self._node = node
         self._machine = machine
         self._subscribers: list[Callable[[Changes], None]] = []
-        self._reports = Reports(lambda command, deadline_s: node.replicate(command, deadline_s=deadline_s))
+        self._reports = Reports(
+            lambda command, deadline_s, committed: node.replicate(command, deadline_s=deadline_s, committed=committed)
+        )
         self._tasks: set[asyncio.Task[object]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._committed_subscribers: list[Callable[[Sequence[MessageInfo]], None]] = []
+        self._committed: list[Message] = []
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver changes to subscribers on `loop` from now on. Call once, before the node starts."""
+        self._loop = loop
 
         def hand_over(changes: Changes) -> None:
             loop.call_soon_threadsafe(self._publish, changes)
@@ -94,6 +110,7 @@ class SpoolClient:
     async def close(self) -> None:
         """Stop the tasks; changes are told no more. Call after delivery has stopped, before the node stops."""
         self._machine.on_changes = None
+        self._loop = None
         await self._reports.close()
         tasks = list(self._tasks)
         for task in tasks:
@@ -112,8 +129,8 @@ class SpoolClient:
             ValueError: there is no recipient, or an address that is no text.
         """
         if fits_one_entry(envelope, content):
-            command, foreseen = _whole(envelope, content)
-            answer = await self._node.replicate(command, deadline_s=deadline_s, foreseen=foreseen)
+            command = commands.encode_accept(envelope, content)
+            answer = await self._node.replicate(command, deadline_s=deadline_s, foreseen=self._foreseen(command))
         else:
             answer = await self._accept_long(envelope, content, deadline_s)
         return _accepted_id(answer)
@@ -127,8 +144,8 @@ class SpoolClient:
         answered = answering(done)
         try:
             if fits_one_entry(envelope, content):
-                command, foreseen = _whole(envelope, content)
-                self._node.propose(command, answered, deadline_s=deadline_s, foreseen=foreseen)
+                command = commands.encode_accept(envelope, content)
+                self._node.propose(command, answered, deadline_s=deadline_s, foreseen=self._foreseen(command))
                 return
         except Exception as error:
             done(None, error)
@@ -146,6 +163,43 @@ class SpoolClient:
         task = asyncio.create_task(self._accept_long(envelope, content, deadline_s), name="spool-accept")
         self._tasks.add(task)
         task.add_done_callback(over)
+
+    def submit_encoded(self, command: bytes, *, deadline_s: float, done: Submitted) -> None:
+        """As `submit`, with what `encode_message` returned. What is no such command is not replicated."""
+        try:
+            foreseen = self._foreseen(command)
+            if foreseen is None:
+                raise NotReplicated("a command that brings no whole message")
+            self._node.propose(command, answering(done), deadline_s=deadline_s, foreseen=foreseen)
+        except NewerCommand as error:
+            done(None, NotReplicated(str(error)))
+        except Exception as error:
+            done(None, error)
+
+    def _foreseen(self, command: bytes) -> Callable[[int], object] | None:
+        """Return what foresees the id of the message in `command`, and tells of it; None if that is no whole message.
+
+        A command that can be read is refused by nothing in the queue: the id is certain with the index.
+        """
+        decoded = commands.decode(command)
+        if isinstance(decoded, Refusal):
+            return None
+        _, header, body_offset = decoded
+        if not isinstance(header, AcceptHeader) or header.upload or not header.recipients:
+            return None
+        machine, body_bytes = self._machine, len(command) - body_offset
+
+        def foreseen(index: int) -> MessageId:
+            if self._loop is not None and self._committed_subscribers:
+                if not self._committed:
+                    self._loop.call_later(GATHER_S, self._publish_committed)
+                now_ms = machine.now_ms()
+                self._committed.append(
+                    Message.accepted(header, machine.node_id, index, now_ms, body_offset, body_bytes)
+                )
+            return id_of_entry(index)
+
+        return foreseen
 
     async def _accept_long(self, envelope: Envelope, content: Sequence[bytes], deadline_s: float) -> object:
         """Send the chunks, a few at a time; then the envelope, with the last of them if there is room for it."""
@@ -211,18 +265,21 @@ class SpoolClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def report(self, outcomes: Sequence[Outcome]) -> list[bool]:
+    async def report(self, outcomes: Sequence[Outcome], committed: Committed | None = None) -> list[bool]:
         """Record outcomes; return which of them counted (False: stale, the message is not ours or not there any more).
 
         Everything that arrives while one report is under way goes into the next one. It is repeated until the
         cluster has taken it, which is harmless (see `Result.attempt`): but an outcome that was recorded by the
         first try of two is False too. `Changes` tells what is so.
 
+        `committed` hears, perhaps bit by bit, of how many it is certain by now that they will be recorded, all in all
+        of each once; which of them counted is known some time later.
+
         Raises:
             Stopped: the node stops; whether they were recorded is not known.
             ValueError: an outcome is out of bounds; none of them was handed to the cluster.
         """
-        return await self._reports.report(outcomes)
+        return await self._reports.report(outcomes, committed)
 
     async def hold(self, ids: Sequence[MessageId] | None) -> int:
         """Deliver these messages (None: all) no more until released. Return how many that changed."""
@@ -386,7 +443,25 @@ class SpoolClient:
         """
         self._subscribers.append(callback)
 
+    def subscribe_committed(self, callback: Callable[[Sequence[MessageInfo]], None]) -> None:
+        """Call `callback` on the loop with messages of this node's as soon as they are certain to be queued.
+
+        It must not block. It hears of a message, whose time of acceptance may be some milliseconds off, before
+        `Changes` tells of it; not of one that came in parts, nor, while this node catches up, of any. When the machine
+        has it, `Changes` tells of it as if this had not been, and of nothing if it has left the queue by then.
+        """
+        self._committed_subscribers.append(callback)
+
+    def _publish_committed(self) -> None:
+        if self._committed:  # what changed meanwhile may have had it told before its time
+            infos = [message.info() for message in self._committed]
+            self._committed.clear()
+            for callback in self._committed_subscribers:
+                callback(infos)
+
     def _publish(self, changes: Changes) -> None:
+        # First: what is told of a message after it has left the queue would be delivered once more.
+        self._publish_committed()
         for callback in self._subscribers:
             callback(changes)
 
@@ -396,11 +471,13 @@ def fits_one_entry(envelope: Envelope, content: Sequence[bytes]) -> bool:
     return _envelope_bytes(envelope) + sum(map(len, content)) <= CHUNK_BYTES
 
 
-def _whole(envelope: Envelope, content: Sequence[bytes]) -> tuple[bytes, Callable[[int], object] | None]:
-    """Return the command of a message in one entry, and what foresees its id."""
-    command = commands.encode_accept(envelope, content)
-    # A command that can be read is refused by nothing in the queue: the id is certain with the index.
-    return command, None if isinstance(commands.decode(command), Refusal) else id_of_entry
+def encode_message(envelope: Envelope, content: Sequence[bytes]) -> bytes | None:
+    """Return the command that queues a message, or None if it is too long for one entry of the log.
+
+    Raises:
+        ValueError: an address or name cannot be written in UTF-8, or there is no recipient.
+    """
+    return commands.encode_accept(envelope, content) if fits_one_entry(envelope, content) else None
 
 
 def answering(done: Submitted) -> Callable[[object, Exception | None], None]:

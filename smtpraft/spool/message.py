@@ -9,7 +9,9 @@ from smtpraft.spool.commands import (
     FLAG_BOUNCE,
     FLAG_SMTPUTF8,
     STATES,
+    AcceptHeader,
     OutcomeHeader,
+    message_flags,
 )
 from smtpraft.spool.types import (
     ORDINAL_BITS,
@@ -69,6 +71,31 @@ class Message(msgspec.Struct, gc=False):
             self.helo,
             self.auth,
             self.parts,
+        )
+
+    @classmethod
+    def accepted(
+        cls, header: AcceptHeader, node: NodeId, index: int, now_ms: int, body_offset: int, body_bytes: int
+    ) -> Message:
+        """Return what the command in the entry at `index` makes, proposed by `node`; of its chunks nothing yet."""
+        return cls(
+            index << ORDINAL_BITS,
+            node,
+            index,
+            0,
+            0,
+            message_flags(header.flags),
+            now_ms,
+            body_bytes,
+            body_offset,
+            body_bytes,
+            node,
+            header.sender,
+            header.client_host,
+            header.helo,
+            header.auth,
+            [Recipient(ordinal, address) for ordinal, address in enumerate(header.recipients)],
+            len(header.recipients),
         )
 
     @property

@@ -43,7 +43,6 @@ from smtpraft.spool.store import HISTORY_MESSAGES, HistoryRow, Store, recipient_
 from smtpraft.spool.touched import CHANGES_MAX, Touched
 from smtpraft.spool.types import (
     ORDINAL_BITS,
-    BodyPart,
     Changes,
     Recipient,
     RecipientState,
@@ -113,11 +112,8 @@ class Queue:
     def _accept(self, item: Command, header: AcceptHeader, body_offset: int) -> tuple[object, bytes]:
         if not header.recipients:
             return _refused(Refusal.NO_RECIPIENTS)
-        index, node = item.index, item.node
-        number = index << ORDINAL_BITS
-        flags = commands.message_flags(header.flags)
-        body_bytes = len(item.data) - body_offset
-        chunks: tuple[BodyPart, ...] = ()
+        node = item.node
+        message = Message.accepted(header, node, item.index, self.now_ms, body_offset, len(item.data) - body_offset)
         if header.chunk_count:
             uploaded = self._store.uploaded(node, header.upload)
             chunks = tuple(part for _, part in uploaded)
@@ -125,31 +121,13 @@ class Queue:
             if not complete or sum(part.length for part in chunks) != header.chunk_bytes:
                 self._store.forget_uploads("node = ? AND upload = ?", (node, header.upload))
                 return _refused(Refusal.UPLOAD_INCOMPLETE)
-            self._store.tie_chunks(node, header.upload, number)
-            flags |= FLAG_CHUNKED
-        message = Message(
-            number,
-            node,
-            index,
-            0,
-            0,
-            flags,
-            self.now_ms,
-            body_bytes + (header.chunk_bytes if chunks else 0),
-            body_offset,
-            body_bytes,
-            node,
-            header.sender,
-            header.client_host,
-            header.helo,
-            header.auth,
-            [Recipient(ordinal, address) for ordinal, address in enumerate(header.recipients)],
-            len(header.recipients),
-            chunks,
-        )
+            self._store.tie_chunks(node, header.upload, message.number)
+            message.flags |= FLAG_CHUNKED
+            message.size_bytes += header.chunk_bytes
+            message.chunks = chunks
         self._add(message)
         self.counters.accepted += 1
-        return id_of_number(number), _APPLIED
+        return id_of_number(message.number), _APPLIED
 
     def _add(self, message: Message) -> None:
         number = message.number

@@ -67,9 +67,14 @@ class FakeQueue:
     def subscribe(self, callback: Callable[[Changes], None]) -> None:
         self._callbacks.append(callback)
 
-    async def report(self, outcomes: Sequence[Outcome]) -> list[bool]:
+    def subscribe_committed(self, callback: Callable[[Sequence[MessageInfo]], None]) -> None:
+        """What is put here is applied at once."""
+
+    async def report(self, outcomes: Sequence[Outcome], committed: Callable[[int], object] | None = None) -> list[bool]:
         self.reports += 1
         await asyncio.sleep(self.commit_s)
+        if committed is not None:
+            committed(len(outcomes))
         return [self._apply(outcome) for outcome in outcomes]
 
     async def get(self, message: MessageId, *, linearizable: bool = True) -> MessageInfo | None:

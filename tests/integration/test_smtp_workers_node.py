@@ -34,7 +34,7 @@ from smtpraft.smtp.worker_frames import (
     frame,
     report_of,
 )
-from smtpraft.spool.handover import encode_message
+from smtpraft.spool.client import encode_message
 from smtpraft.spool.types import Envelope, MessageId
 
 HAND_ON = """

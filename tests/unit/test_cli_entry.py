@@ -149,13 +149,14 @@ def test_the_client_commands_import_nothing_heavy() -> None:
     assert not modules & {"asyncio", "aiohttp", "msgspec", "aiosmtpd", "apsw", "uvloop", "prometheus_client"}
 
 
+@pytest.mark.parametrize("command", [["queue", "list"], ["status"]])
 @pytest.mark.parametrize("option", ["--cacert", "--cert", "--key"])
 def test_a_certificate_that_cannot_be_used_is_named(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, empty = str(tmp_path / "nowhere.pem"), tmp_path / "empty.pem"
     empty.touch()
-    at = ["queue", "list", "--endpoints", "https://127.0.0.1:1"]
+    at = [*command, "--endpoints", "https://127.0.0.1:1"]
     assert main([*at, option, missing]) == 78
     assert capsys.readouterr().err == f"smtpraft: {option} {missing}: No such file or directory\n"
     if option != "--key":

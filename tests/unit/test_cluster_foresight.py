@@ -9,7 +9,7 @@ import pytest
 from smtpraft import fastlog
 from smtpraft.cluster import envelope
 from smtpraft.cluster.foresight import Foresight
-from smtpraft.cluster.proposals import Proposals
+from smtpraft.cluster.proposals import PATIENCE_S, Proposals
 from smtpraft.errors import Fatal, NotReplicated
 from smtpraft.types import NodeId
 
@@ -146,3 +146,112 @@ async def test_entries_that_are_no_commands_are_passed_over(desk: Desk) -> None:
     future, payload = desk.submit()
     desk.commit(payload, kind=fastlog.ENTRY_CONF_CHANGE_V2)
     assert not future.done()
+
+
+async def test_who_is_content_with_the_commit_hears_of_it_and_is_answered_by_the_machine(desk: Desk) -> None:
+    told: list[str] = []
+    answers: list[object] = []
+    desk.proposals.propose(
+        b"command", lambda answer, _: answers.append(answer), 1e9, 5.0, committed=lambda: told.append("committed")
+    )
+    [payload] = desk.proposals.take(0.0, in_company=True)
+    desk.commit(payload, payload)
+    assert (told, answers) == (["committed"], [])
+    desk.proposals.resolved(SESSION, 1, "by the machine")
+    assert (told, answers) == (["committed"], ["by the machine"])
+
+
+async def test_a_command_withdrawn_before_it_was_committed_is_not_said_to_be_committed(desk: Desk) -> None:
+    told: list[str] = []
+    desk.proposals.propose(b"command", lambda *_: None, 1e9, 5.0, committed=lambda: told.append("committed"))
+    [payload] = desk.proposals.take(0.0, in_company=True)
+    desk.commit(envelope.encode_cancel(SESSION, 1), payload)
+    assert told == []
+
+
+async def test_only_those_wait_for_the_machine_whom_nobody_else_answers(desk: Desk) -> None:
+    proposals = desk.proposals
+
+    def waiting() -> bool:
+        return proposals.waiting
+
+    assert not waiting()
+    _, foreseen = desk.submit()
+    proposals.propose(b"command", lambda *_: None, 1e9, 5.0, committed=lambda: None)
+    [in_no_hurry] = proposals.take(0.0, in_company=True)
+    assert not waiting()
+    _, eager = desk.submit(foreseen=False)
+    assert waiting()
+    desk.commit(foreseen, in_no_hurry, eager)
+    assert waiting()
+    proposals.resolved(SESSION, 3, "by the machine")
+    assert not waiting()
+    proposals.resolved(SESSION, 2, "by the machine")
+    assert not waiting()
+
+
+async def test_once_a_withdrawal_is_committed_its_giver_waits_for_the_machine(desk: Desk) -> None:
+    proposals = desk.proposals
+    desk.submit()
+    desk.commit(envelope.encode_cancel(SESSION, 1))
+    before = proposals.waiting
+    proposals.cancelled(SESSION, 1)
+    assert (before, proposals.waiting) == (True, False)
+
+
+async def test_what_is_not_seen_is_left_to_the_machine(desk: Desk) -> None:
+    states = [desk.foresight.blind]
+    desk.foresight.unseen(12)
+    states.append(desk.foresight.blind)
+    desk.foresight.applied(12)
+    assert [*states, desk.foresight.blind] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "more"),
+    [
+        (envelope.encode_command(SESSION, 1, 1, b"command"), fastlog.ENTRY_NORMAL, False),
+        (b"", fastlog.ENTRY_NORMAL, True),  # a leader's first
+        (envelope.encode_down(SESSION, [OTHER]), fastlog.ENTRY_NORMAL, True),
+        (envelope.encode_open(b"n" * envelope.NONCE_BYTES, OTHER), fastlog.ENTRY_NORMAL, True),
+        (b"", fastlog.ENTRY_CONF_CHANGE_V2, True),
+    ],
+)
+async def test_members_and_sessions_are_more_than_commands(desk: Desk, payload: bytes, kind: int, more: bool) -> None:
+    block = fastlog.encode_entries(1, 10, 0, kind, [payload])
+    assert desk.foresight.committed([memoryview(block)]) is more
+
+
+def patient(desk: Desk) -> None:
+    desk.proposals.propose(b"patient", lambda *_: None, 1e9, 5.0, committed=lambda: None)
+
+
+async def test_what_is_in_no_hurry_goes_with_what_comes_next(desk: Desk) -> None:
+    patient(desk)
+    assert desk.proposals.has_some
+    assert not desk.proposals.has_work(100.0)
+    assert desk.proposals.take(100.0) == []
+    desk.proposals.propose(b"command", lambda *_: None, 1e9, 5.0)
+    assert desk.proposals.has_work(100.001)
+    assert len(desk.proposals.take(100.001)) == 2
+
+
+async def test_what_is_in_no_hurry_goes_with_what_others_propose(desk: Desk) -> None:
+    patient(desk)
+    assert len(desk.proposals.take(100.0, in_company=True)) == 1
+
+
+async def test_what_is_in_no_hurry_goes_alone_in_the_end(desk: Desk) -> None:
+    patient(desk)
+    assert desk.proposals.take(100.0) == []
+    assert not desk.proposals.has_work(100.0 + PATIENCE_S / 2)
+    assert len(desk.proposals.take(100.0 + 2 * PATIENCE_S)) == 1
+    patient(desk)
+    assert desk.proposals.take(100.0 + 2 * PATIENCE_S) == []  # each waits anew
+
+
+async def test_what_is_repeated_waits_for_nothing(desk: Desk) -> None:
+    patient(desk)
+    desk.proposals.take(100.0, in_company=True)
+    desk.proposals.retry_all()
+    assert len(desk.proposals.take(100.0)) == 1

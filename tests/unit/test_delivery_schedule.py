@@ -482,3 +482,53 @@ def test_no_history_makes_it_send_twice_or_forget(seed: int) -> None:
     assert len(world.plan) == 0
     assert world.plan.loaded == 0
     assert all(queue.loaded == 0 for queue in world.plan.queues.values())
+
+
+def test_what_is_foreseen_is_taken_once_and_ends_with_its_end() -> None:
+    plan = schedule()
+    plan.foresee([message(1)], 0)
+    job = take(plan)
+    assert job is not None
+    plan.reported(job, outcome(job))
+    plan.change(Changes(7, done=(message_id(1),)), 0)  # its beginning and its end were applied together
+    assert take(plan) is None
+    assert not plan.answered(job, counted=True)
+    assert len(plan) == 0
+    assert plan.loaded == 0
+
+
+def test_what_is_foreseen_and_then_told_is_taken_once() -> None:
+    plan = schedule()
+    plan.foresee([message(1)], 0)
+    job = take(plan)
+    assert job is not None
+    plan.change(Changes(7, accepted=(message(1),)), 0)
+    assert take(plan) is None
+    plan.reported(job, outcome(job))
+    plan.change(Changes(8, accepted=(message(1),)), 0)
+    assert take(plan) is None
+    plan.change(Changes(9, done=(message_id(1),)), 0)
+    assert not plan.answered(job, counted=True)
+    assert len(plan) == 0
+
+
+def test_what_is_foreseen_and_held_before_it_was_taken_is_not_taken() -> None:
+    plan = schedule()
+    plan.foresee([message(1)], 0)
+    plan.change(Changes(7, held=(message_id(1),)), 0)
+    assert take(plan) is None
+
+
+def test_a_foreseen_message_that_a_read_does_not_find_comes_back_with_its_change() -> None:
+    plan = schedule()
+    plan.foresee([message(1)], 0)
+    job = take(plan)
+    assert job is not None
+    plan.change(Changes(5, resync=True), 0)
+    plan.begin_reading()
+    assert plan.end_rereading(message_id(1), None, 0)
+    assert not is_current(job)
+    plan.put_back(job, 0)
+    assert len(plan) == 0
+    plan.change(Changes(7, accepted=(message(1),)), 0)
+    assert take(plan) is not None

@@ -31,8 +31,10 @@ from smtpraft.smtp.worker_frames import (
     report_of,
 )
 from smtpraft.spool import commands
-from smtpraft.spool.handover import encode_message, submit_encoded
+from smtpraft.spool.client import SpoolClient, encode_message
+from smtpraft.spool.machine import SpoolMachine
 from smtpraft.spool.types import CHUNK_BYTES, Envelope, MessageId
+from smtpraft.types import NodeId
 
 
 def read_in_pieces(data: bytes, sizes: Iterator[int]) -> list[tuple[int, bytes]]:
@@ -131,7 +133,8 @@ class Recorder:
 def submitted(command: bytes) -> tuple[Recorder, MessageId | None, Exception | None]:
     node = Recorder()
     heard: list[tuple[MessageId | None, Exception | None]] = []
-    submit_encoded(node, command, deadline_s=1.0, done=lambda message, error: heard.append((message, error)))
+    client = SpoolClient(node, SpoolMachine("not opened", NodeId("n1")))
+    client.submit_encoded(command, deadline_s=1.0, done=lambda message, error: heard.append((message, error)))
     ((message, error),) = heard
     return node, message, error
 

@@ -173,12 +173,19 @@ class Single:
         """How many of the next commands are not replicated."""
 
     async def replicate(
-        self, command: bytes, *, deadline_s: float | None = None, foreseen: Callable[[int], object] | None = None
+        self,
+        command: bytes,
+        *,
+        deadline_s: float | None = None,
+        foreseen: Callable[[int], object] | None = None,
+        committed: Callable[[], object] | None = None,
     ) -> object:
         if self.refuse:
             self.refuse -= 1
             raise NotReplicated
         answer = self.bench.do(command, self.node)
+        if committed is not None:
+            committed()
         if foreseen is not None:
             assert foreseen(len(self.bench.journal.items)) == answer
         return answer

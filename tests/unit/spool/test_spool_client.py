@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
 from smtpraft.spool import client as client_module
@@ -16,6 +17,7 @@ from smtpraft.spool.types import (
     CHUNK_BYTES,
     Changes,
     Envelope,
+    MessageInfo,
     MessageNotFound,
     Outcome,
     RecipientState,
@@ -85,7 +87,9 @@ async def test_parts_go_a_few_at_a_time(client: SpoolClient, node: Single, monke
     under_way = most = 0
     replicate = node.replicate
 
-    async def slow(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def slow(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -107,7 +111,9 @@ async def test_a_lost_part_means_no_message_and_no_leftovers(client: SpoolClient
     replicate = node.replicate
     calls = 0
 
-    async def loses_one(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def loses_one(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -127,7 +133,9 @@ async def test_a_cancelled_acceptance_leaves_no_parts(client: SpoolClient, node:
     replicate = node.replicate
     hanging = asyncio.Event()
 
-    async def hangs(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def hangs(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         if command[0] == commands.CHUNK and len(bench.journal.items) == 2:
             hanging.set()
             await asyncio.Event().wait()
@@ -198,7 +206,9 @@ async def test_a_report_whose_first_try_was_recorded_counts_once(
     replicate = node.replicate
     calls = 0
 
-    async def answer_lost(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def answer_lost(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         nonlocal calls
         calls += 1
         answer = await replicate(command, deadline_s=deadline_s)
@@ -213,7 +223,9 @@ async def test_a_report_whose_first_try_was_recorded_counts_once(
 
 
 async def test_reports_end_when_the_node_stops(client: SpoolClient, node: Single) -> None:
-    async def stopped(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def stopped(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         raise Stopped
 
     message = await client.accept(ENVELOPE, [b"x"], deadline_s=5)
@@ -227,7 +239,9 @@ async def test_reports_end_when_the_node_stops(client: SpoolClient, node: Single
 
 
 async def test_a_bug_while_reporting_is_not_taken_for_a_node_that_stops(client: SpoolClient, node: Single) -> None:
-    async def refuses(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def refuses(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         raise ValueError("too large")
 
     message = await client.accept(ENVELOPE, [b"x"], deadline_s=5)
@@ -248,7 +262,9 @@ async def test_reports_are_cut_into_commands_that_fit_an_entry(client: SpoolClie
     ]
     replicate, sizes = node.replicate, []
 
-    async def measured(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def measured(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         sizes.append(len(command))
         return await replicate(command, deadline_s=deadline_s)
 
@@ -259,7 +275,9 @@ async def test_reports_are_cut_into_commands_that_fit_an_entry(client: SpoolClie
 
 
 async def test_closing_ends_a_report_under_way(client: SpoolClient, node: Single) -> None:
-    async def hangs(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def hangs(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         await asyncio.Event().wait()
         return None
 
@@ -311,7 +329,9 @@ async def test_all_means_what_is_there_now(client: SpoolClient, node: Single, mo
         await client.accept(ENVELOPE, [b"old"], deadline_s=5)
     replicate = node.replicate
 
-    async def busy(command: bytes, *, deadline_s: float | None = None, foreseen: object = None) -> object:
+    async def busy(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: object = None
+    ) -> object:
         node.bench.accept(body=b"new")
         return await replicate(command, deadline_s=deadline_s)
 
@@ -402,3 +422,81 @@ async def test_a_closed_queue_says_so(tmp_path: Path) -> None:
     bench.machine.close()
     with pytest.raises(Stopped):
         await client.list_messages(limit=1)
+
+
+async def test_the_next_report_goes_while_the_one_before_waits_for_its_answer(
+    client: SpoolClient, node: Single
+) -> None:
+    messages = [await client.accept(ENVELOPE, [b"x"], deadline_s=5) for _ in range(2)]
+    replicate = node.replicate
+    commits: list[Callable[[], object]] = []
+    answer = asyncio.Event()
+
+    async def slow(
+        command: bytes, *, deadline_s: float | None = None, foreseen: object = None, committed: Callable[[], object]
+    ) -> object:
+        commits.append(committed)
+        await answer.wait()
+        return await replicate(command, deadline_s=deadline_s)
+
+    node.replicate = slow  # type: ignore[method-assign, assignment]
+    told: list[int] = []
+    tasks = []
+    for at, message in enumerate(messages):
+        outcome = Outcome(message, at + 1, (Result(0, 1, RecipientState.DELIVERED),))
+        tasks.append(asyncio.create_task(client.report([outcome], told.append)))
+        await asyncio.sleep(0.01)
+    assert (len(commits), told) == (1, [])
+    commits[0]()
+    await asyncio.sleep(0.01)
+    assert (len(commits), told) == (2, [1])
+    answer.set()
+    assert [await task for task in tasks] == [[True], [True]]
+    assert told == [1, 1]
+
+
+async def test_of_a_report_in_several_commands_each_part_is_told(
+    client: SpoolClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "OUTCOMES_MAX", 3)
+    messages = [await client.accept(ENVELOPE, [b"x"], deadline_s=5) for _ in range(8)]
+    outcomes = [Outcome(each, at + 1, (Result(0, 1, RecipientState.DELIVERED),)) for at, each in enumerate(messages)]
+    told: list[int] = []
+    assert await client.report(outcomes, told.append) == [True] * 8
+    assert told == [3, 3, 2]
+
+
+async def test_a_message_is_told_of_at_its_commit_as_the_machine_will_show_it(
+    client: SpoolClient, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[MessageInfo] = []
+    client.subscribe_committed(told.extend)
+    message = await client.accept(TWO, [b"Subject: x\r\n\r\n", b"text\r\n"], deadline_s=5)
+    for _ in range(100):
+        await asyncio.sleep(0.001)
+        if told:
+            break
+    shown = bench.there(message)
+    assert [replace(info, accepted_ms=shown.accepted_ms) for info in told] == [shown]
+    assert await client.body(told[0]) == [b"Subject: x\r\n\r\ntext\r\n"]
+
+
+async def test_a_message_is_told_of_before_what_became_of_it(client: SpoolClient) -> None:
+    """Told of after it has left the queue, it would be delivered once more."""
+    told: list[object] = []
+    client.subscribe_committed(lambda infos: told.extend(info.id for info in infos))
+    client.subscribe(lambda changes: told.extend(["accepted", *changes.deleted]))
+    message = await client.accept(ENVELOPE, [b"x"], deadline_s=5)
+    assert await client.delete([message]) == 1
+    await asyncio.sleep(3 * client_module.GATHER_S)
+    assert told == [message, "accepted", "accepted", message]
+
+
+async def test_a_message_in_parts_is_told_of_by_the_machine_alone(
+    client: SpoolClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[MessageInfo] = []
+    client.subscribe_committed(told.extend)
+    await client.accept(ENVELOPE, [bytes(CHUNK_BYTES), b"more"], deadline_s=5)
+    await asyncio.sleep(3 * client_module.GATHER_S)
+    assert told == []
