@@ -60,8 +60,9 @@ class Foresight:
                         _, session, seq, _ = envelope.unpack_command(span, payload_at)
                         if session == proposals.session and self._counts(session):
                             proposals.foresee(seq, index)
-                elif what in _OF_SESSIONS:
-                    more = True
+                    continue
+                more = True
+                if what in _OF_SESSIONS:
                     self._session_entry(what, index, bytes(span[payload_at:at]))
         return more
 

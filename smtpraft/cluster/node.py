@@ -188,7 +188,8 @@ class Node:
 
         `foreseen` returns what the machine is certain to answer, given the index of the entry. Then this returns as
         soon as the command is committed and certain to be applied; should the machine answer something else, the node
-        stops. Or `committed` is called then, and what the machine answers comes in its time, some 0.1 s later.
+        stops. Or `committed` is called then, and what the machine answers comes in its time, some 0.1 s later if its
+        disk has room; it is not withdrawn any more.
 
         Raises:
             NotReplicated: it is not applied and never will be.

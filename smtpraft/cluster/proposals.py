@@ -35,7 +35,8 @@ Done = Callable[[object, Exception | None], None]
 Stopped). Often within a turn of the driver: it must not raise, nor propose anything before the next one.
 """
 Committed = Callable[[], object]
-"""Called at most once, before `Done`, once the command is committed and certain to be applied; of the same kind."""
+"""Called at most once, before `Done`, once the command is committed and certain to be applied; of the same kind. No
+deadline counts after that: the answer comes when the machine has got so far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,13 +95,16 @@ class Proposals:
         self._down: dict[int, _Down] = {}
         self._foreseen: dict[int, tuple[int, object]] = {}
         """seq -> index and what was answered, until the machine has said the same; in the order of the log."""
+        self._certain: dict[int, tuple[int, Proposal]] = {}
+        """seq -> index and who was told of the commit, until the machine answers; in the order of the log. Nothing is
+        repeated or withdrawn any more, however long that takes, and `done_below` does not wait for it."""
         self.session = 0
         """This node's open session as far as it has applied the log; 0 if none."""
         self.failed_count = 0
         """Proposals that were withdrawn, refused or given up."""
 
     def __len__(self) -> int:
-        return len(self._unassigned) + len(self._by_seq)
+        return len(self._unassigned) + len(self._by_seq) + len(self._certain)
 
     @property
     def waiting(self) -> bool:
@@ -273,8 +277,12 @@ class Proposals:
         if proposal is None:
             return
         if (committed := proposal.committed) is not None:
-            proposal.committed = None  # a second copy is no news
+            del self._by_seq[seq]
+            self._certain[seq] = index, proposal
+            self._pending_bytes -= len(proposal.command)
+            proposal.command = b""
             committed()
+            return
         if proposal.foreseen is None:
             return
         del self._by_seq[seq]
@@ -299,6 +307,8 @@ class Proposals:
             return
         if (proposal := self._by_seq.pop(seq, None)) is not None:
             self._finish(proposal, result)
+        elif seq in self._certain:
+            self._finish(self._certain.pop(seq)[1], result)
         elif self._foreseen:
             _, answer = self._foreseen.pop(seq, (0, result))
             if answer != result:
@@ -316,6 +326,10 @@ class Proposals:
             seq, (at, answer) = next(iter(self._foreseen.items()))
             if at <= index:
                 raise Fatal(f"command {seq} of session {self.session} was answered {answer!r}, but not applied at {at}")
+        if self._certain:
+            seq, (at, _) = next(iter(self._certain.items()))
+            if at <= index:
+                raise Fatal(f"command {seq} of session {self.session} was called committed, but not applied at {at}")
 
     def overtaken(self, session: int, done_below: int, done: Collection[int]) -> None:
         """A snapshot stands for entries that this node has not seen; in it our session is `session` (0: none is open),
@@ -326,6 +340,9 @@ class Proposals:
             if proposal.handed_out and (session != self.session or seq < done_below or seq in done):
                 del self._by_seq[seq]
                 self._fail(proposal, OutcomeUnknown("this node was behind, and a snapshot does not tell what became"))
+        certain, self._certain = self._certain, {}
+        for _, proposal in certain.values():
+            self._fail(proposal, OutcomeUnknown("it is applied, but a snapshot does not tell with what answer"))
 
     def cancelled(self, session: int, seq: int) -> None:
         """The log passed our cancel of `seq`; had the command been applied before, it were resolved by now."""
@@ -350,13 +367,15 @@ class Proposals:
 
     def close(self) -> None:
         """Resolve everything: this process will learn nothing more."""
-        for proposal in [*self._unassigned, *self._by_seq.values()]:
+        certain = [proposal for _, proposal in self._certain.values()]
+        for proposal in [*self._unassigned, *certain, *self._by_seq.values()]:
             if proposal.handed_out:
                 self._fail(proposal, OutcomeUnknown("the node stopped before a majority answered"))
             else:
                 self._fail(proposal, Stopped("the node is stopping"))
         self._unassigned.clear()
         self._by_seq.clear()
+        self._certain.clear()
         self._outbox.clear()
 
     def _assign(self, proposal: Proposal) -> None:

@@ -9,8 +9,9 @@ import pytest
 from smtpraft import fastlog
 from smtpraft.cluster import envelope
 from smtpraft.cluster.foresight import Foresight
+from smtpraft.cluster.members import Member, encode_found
 from smtpraft.cluster.proposals import PATIENCE_S, Proposals
-from smtpraft.errors import Fatal, NotReplicated
+from smtpraft.errors import Fatal, NotReplicated, OutcomeUnknown
 from smtpraft.types import NodeId
 
 ME, OTHER = NodeId("n1"), NodeId("n2")
@@ -74,6 +75,53 @@ async def test_a_machine_that_answers_otherwise_stops_the_node(desk: Desk) -> No
     desk.commit(payload)
     with pytest.raises(Fatal, match="id-10"):
         desk.proposals.resolved(SESSION, 1, "refused")
+
+
+def proposed(desk: Desk, errors: list[Exception | None]) -> bytes:
+    """Return the payload of a command whose giver is told of the commit, and of the answer in `errors`."""
+    desk.proposals.propose(b"command", lambda _, error: errors.append(error), 10.0, 5.0, committed=lambda: None)
+    [payload] = desk.proposals.take(0.0, in_company=True)
+    return payload
+
+
+async def test_what_is_called_committed_is_neither_repeated_nor_withdrawn_however_long_the_machine_takes(
+    desk: Desk,
+) -> None:
+    errors: list[Exception | None] = []
+    desk.commit(proposed(desk, errors))
+    for now in (1.5, 4.0, 10.5, 16.0, 60.0):
+        desk.proposals.sweep(now)
+        desk.proposals.retry_all()
+        assert desk.proposals.take(now, in_company=True) == []
+    assert (errors, len(desk.proposals), desk.proposals.pending_bytes) == ([], 1, 0)
+    desk.proposals.propose(b"next", lambda *_: None, 1e9, 5.0)
+    [payload] = desk.proposals.take(60.0)
+    assert envelope.unpack_command(payload)[3] == 2, "the sessions of all nodes would remember all that follows"
+    desk.proposals.resolved(SESSION, 1, "by the machine")
+    assert (errors, len(desk.proposals)) == ([None], 1)
+
+
+async def test_what_is_called_committed_and_not_applied_stops_the_node(desk: Desk) -> None:
+    desk.commit(proposed(desk, []))
+    with pytest.raises(Fatal, match="called committed, but not applied at 10"):
+        desk.foresight.applied(10)
+
+
+async def test_of_what_is_called_committed_a_snapshot_does_not_tell_the_answer(desk: Desk) -> None:
+    errors: list[Exception | None] = []
+    desk.commit(proposed(desk, errors))
+    desk.proposals.overtaken(SESSION, 2, ())
+    desk.foresight.applied(20)
+    assert [type(error) for error in errors] == [OutcomeUnknown]
+    assert len(desk.proposals) == 0
+
+
+async def test_a_node_that_stops_leaves_nobody_waiting_for_the_machine(desk: Desk) -> None:
+    errors: list[Exception | None] = []
+    desk.commit(proposed(desk, errors))
+    desk.proposals.close()
+    assert [type(error) for error in errors] == [OutcomeUnknown]
+    assert len(desk.proposals) == 0
 
 
 async def test_a_command_withdrawn_before_it_was_committed_is_not_answered(desk: Desk) -> None:
@@ -215,6 +263,7 @@ async def test_what_is_not_seen_is_left_to_the_machine(desk: Desk) -> None:
         (envelope.encode_down(SESSION, [OTHER]), fastlog.ENTRY_NORMAL, True),
         (envelope.encode_open(b"n" * envelope.NONCE_BYTES, OTHER), fastlog.ENTRY_NORMAL, True),
         (b"", fastlog.ENTRY_CONF_CHANGE_V2, True),
+        (encode_found([Member(ME, 1, "127.0.0.1", 1)]), fastlog.ENTRY_NORMAL, True),
     ],
 )
 async def test_members_and_sessions_are_more_than_commands(desk: Desk, payload: bytes, kind: int, more: bool) -> None:
