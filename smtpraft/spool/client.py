@@ -111,6 +111,7 @@ class SpoolClient:
         """Stop the tasks; changes are told no more. Call after delivery has stopped, before the node stops."""
         self._machine.on_changes = None
         self._loop = None
+        self._committed.clear()
         await self._reports.close()
         tasks = list(self._tasks)
         for task in tasks:
@@ -185,7 +186,7 @@ class SpoolClient:
         if isinstance(decoded, Refusal):
             return None
         _, header, body_offset = decoded
-        if not isinstance(header, AcceptHeader) or header.upload or not header.recipients:
+        if not isinstance(header, AcceptHeader) or header.upload or header.chunk_count or not header.recipients:
             return None
         machine, body_bytes = self._machine, len(command) - body_offset
 

@@ -94,7 +94,11 @@ class Reports:
                 task = asyncio.create_task(self._record(batch, committed), name="spool-report")
                 self._commands.add(task)
                 task.add_done_callback(self._commands.discard)
-                await committed
+                try:
+                    await committed
+                except BaseException as error:
+                    self._fail(batch, error)  # a task that is cancelled before it has begun tells nobody
+                    raise
         finally:
             self._task = None
 

@@ -500,3 +500,35 @@ async def test_a_message_in_parts_is_told_of_by_the_machine_alone(
     await client.accept(ENVELOPE, [bytes(CHUNK_BYTES), b"more"], deadline_s=5)
     await asyncio.sleep(3 * client_module.GATHER_S)
     assert told == []
+
+
+async def test_closing_ends_a_report_that_has_just_begun(client: SpoolClient) -> None:
+    for passes in range(6):
+        again = reports.Reports(lambda *_: asyncio.Event().wait())
+        outcome = Outcome(message_id(1), 1, (Result(0, 1, RecipientState.DELIVERED),))
+        report = asyncio.create_task(again.report([outcome]))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        await again.close()
+        with pytest.raises(Stopped):
+            await asyncio.wait_for(report, 5)
+
+
+async def test_a_closed_client_tells_of_nothing_more(client: SpoolClient) -> None:
+    told: list[MessageInfo] = []
+    client.subscribe_committed(told.extend)
+    await client.accept(ENVELOPE, [b"body"], deadline_s=5)
+    await client.close()
+    before = list(told)
+    await asyncio.sleep(2 * client_module.GATHER_S)
+    assert told == before
+
+
+async def test_a_whole_message_that_claims_parts_is_not_replicated(client: SpoolClient, bench: Bench) -> None:
+    heard: list[tuple[object, Exception | None]] = []
+    command = commands.encode_accept(ENVELOPE, [b"body"], chunk_count=1, chunk_bytes=10)
+    client.submit_encoded(command, deadline_s=5, done=lambda message, error: heard.append((message, error)))
+    [(message, error)] = heard
+    assert message is None
+    assert isinstance(error, NotReplicated)
+    assert ops(bench) == []
