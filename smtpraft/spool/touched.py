@@ -65,7 +65,8 @@ class Touched:
             applied_index,
             accepted=infos(self.accepted),
             moved_here=infos(self.moved_here),
-            moved_away=_ids(self.moved_away),
+            # What came back is ours, under a new epoch; it was brought into memory for `moved_here`.
+            moved_away=_ids(n for n in self.moved_away if n not in messages or messages[n].owner != node),
             deferred=infos(self.deferred),
             held=_ids(self.held),
             released=infos(self.released),

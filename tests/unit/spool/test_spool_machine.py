@@ -407,6 +407,18 @@ def test_delivery_is_told_what_moves(bench: Bench, told: list[Changes]) -> None:
     assert told.pop() == Changes(4, moved_away=(theirs, ours))
 
 
+def test_what_moves_away_and_comes_back_in_one_batch_is_delivered(bench: Bench, told: list[Changes]) -> None:
+    message = bench.accept(node=A)
+    gone = bench.accept(node=A)
+    told.clear()
+    journal = bench.journal
+    # A node that catches up may see in one batch that it was found down, came back, and took over in its turn.
+    bench.machine.apply([journal.down(A, B, C), journal.up(A), journal.down(B, A)], b"")
+    back, other = (message, gone) if bench.there(message).owner == A else (gone, message)
+    assert bench.there(other).owner == C
+    assert told.pop() == Changes(5, moved_here=(bench.there(back),), moved_away=(other,))
+
+
 def test_what_others_own_is_not_told(bench: Bench, told: list[Changes]) -> None:
     message = bench.accept(node=B)
     operate(bench, commands.HOLD, message)
