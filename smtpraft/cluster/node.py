@@ -26,7 +26,7 @@ from smtpraft.cluster.joining import with_cluster
 from smtpraft.cluster.link import PeerStats
 from smtpraft.cluster.machine import StateDamaged, StateMachine
 from smtpraft.cluster.members import rows_of
-from smtpraft.cluster.proposals import Committed, Done, settle
+from smtpraft.cluster.proposals import PATIENCE_S, Committed, Done, settle
 from smtpraft.cluster.requests import Arguments
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
@@ -224,8 +224,10 @@ class Node:
         began = monotonic()
         done, committed = self.commit_times.timed(began, done, committed)
         self._driver.proposals.propose(command, done, began + deadline_s, give_up_after_s, foreseen, committed)
-        if committed is None:  # else the next turn takes it, whatever that is for
+        if committed is None:
             self._driver.want_turn()
+        else:
+            self._loop.call_later(PATIENCE_S, self._driver.proposals.hurry, self._driver.want_turn)
 
     async def read_index(self, *, deadline_s: float = 10.0) -> int:
         """Return once this node's state is at least as new as every write that had finished when this was called.

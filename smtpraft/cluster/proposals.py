@@ -26,7 +26,7 @@ from smtpraft.types import NodeId
 RETRY_FIRST_S: Final = 1.0  # silence from a living leader; a dead one is noticed sooner by its successor's election
 RETRY_MAX_S: Final = 8.0
 OPEN_RETRY_S: Final = 1.0
-PATIENCE_S: Final = 0.005  # so long what is in no hurry waits for something to go with; then the next turn takes it
+PATIENCE_S: Final = 0.005  # so long what is in no hurry waits for something to go with
 PROPOSE_BATCH_BYTES: Final = 4 * 1024 * 1024  # one frame to the leader at most
 
 
@@ -83,7 +83,7 @@ class Proposals:
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
         self._eager = 0
-        self._patient_since = 0.0  # since when only such wait, 0: none is known to
+        self._hurried = False
         self._unassigned: deque[Proposal] = deque()
         self._by_seq: dict[int, Proposal] = {}
         self._outbox: deque[Proposal] = deque()
@@ -196,9 +196,9 @@ class Proposals:
             if now >= down.retry_at and down.term in (0, leading_term):
                 down.retry_at = now + OPEN_RETRY_S
                 payloads.append(down.payload)
-        if not self.session or not (payloads or in_company or self._is_time(now)):
+        if not self.session or not (payloads or in_company or self._is_time()):
             return payloads
-        self._patient_since = 0.0
+        self._hurried = False
         outbox = self._outbox
         done_below = next(iter(self._by_seq), self._next_seq)
         while outbox and size_bytes < PROPOSE_BATCH_BYTES:
@@ -221,20 +221,22 @@ class Proposals:
         """Whether `take` might return anything, now or later."""
         return bool(self._outbox) or bool(self._down) or (self._wanted and not self.session)
 
-    def _is_time(self, now: float) -> bool:
+    def hurry(self, then: Callable[[], object]) -> None:
+        """What is in no hurry has waited for `PATIENCE_S`: if it still does, the next `take` takes it, and `then`."""
+        if self._outbox:
+            self._hurried = True
+            then()
+
+    def _is_time(self) -> bool:
         """Is there anything to hand out but what is in no hurry, or has that waited long enough?"""
-        for proposal in self._outbox:
-            if not proposal.patient or proposal.handed_out:
-                return True
-        if not self._outbox:
-            return False
-        self._patient_since = self._patient_since or now
-        return now - self._patient_since >= PATIENCE_S
+        if self._hurried:
+            return bool(self._outbox)
+        return any(not proposal.patient or proposal.handed_out for proposal in self._outbox)
 
     def has_work(self, now: float) -> bool:
         """Whether `take` would return anything."""
         if self.session:
-            return bool(self._down) or self._is_time(now)
+            return bool(self._down) or self._is_time()
         return (self._wanted and now >= self._open_at) or bool(self._down)
 
     def retry_all(self) -> None:

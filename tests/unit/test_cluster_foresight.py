@@ -10,7 +10,7 @@ from smtpraft import fastlog
 from smtpraft.cluster import envelope
 from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.members import Member, encode_found
-from smtpraft.cluster.proposals import PATIENCE_S, Proposals
+from smtpraft.cluster.proposals import Proposals
 from smtpraft.errors import Fatal, NotReplicated, OutcomeUnknown
 from smtpraft.types import NodeId
 
@@ -293,10 +293,15 @@ async def test_what_is_in_no_hurry_goes_with_what_others_propose(desk: Desk) -> 
 async def test_what_is_in_no_hurry_goes_alone_in_the_end(desk: Desk) -> None:
     patient(desk)
     assert desk.proposals.take(100.0) == []
-    assert not desk.proposals.has_work(100.0 + PATIENCE_S / 2)
-    assert len(desk.proposals.take(100.0 + 2 * PATIENCE_S)) == 1
+    turns: list[str] = []
+    desk.proposals.hurry(lambda: turns.append("turn"))
+    assert turns == ["turn"]
+    assert desk.proposals.has_work(100.0)
+    assert len(desk.proposals.take(100.0)) == 1
+    desk.proposals.hurry(lambda: turns.append("turn"))
+    assert turns == ["turn"]  # nothing waits
     patient(desk)
-    assert desk.proposals.take(100.0 + 2 * PATIENCE_S) == []  # each waits anew
+    assert desk.proposals.take(100.0) == []  # each waits anew
 
 
 async def test_what_is_repeated_waits_for_nothing(desk: Desk) -> None:
