@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--slice", type=float, default=100_000.0)
+    parser.add_argument("--slice", type=float, default=7200.0)
     parser.add_argument("--table", action="store_true", help="only write what the file of results says")
     arguments = parser.parse_args()
     bugs = [bug for bug in BANK if not arguments.names or any(name in bug.name for name in arguments.names)]
