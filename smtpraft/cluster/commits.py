@@ -25,7 +25,7 @@ class CommitTimes:
         self.counts[bisect_left(COMMIT_BUCKETS_S, seconds)] += 1
 
     def timed(self, began: float, done: Done, committed: Committed | None) -> tuple[Done, Committed | None]:
-        """Return the two of a proposal that was made at `began`, monotonic: the first that tells of success counts."""
+        """Return the two of a proposal that was made at `began`, monotonic: the one that tells of the commit counts."""
         if committed is None:
 
             def answered(result: object, error: Exception | None) -> None:

@@ -56,10 +56,11 @@ class Proposal:
     """What the machine will answer to it, given the index of its entry; None if only the machine can say."""
     committed: Committed | None = None
     """Whoever gives it needs the machine's answer some time, and no sooner than others bring it about."""
-    eager: bool = False
-    """Does somebody wait for what the machine answers?"""
-    patient: bool = False
-    """Does it cost others less than it gains if it goes with what comes next?"""
+
+    @property
+    def eager(self) -> bool:
+        """Does somebody wait for what the machine answers?"""
+        return self.foreseen is None and self.committed is None
 
 
 @dataclass(slots=True)
@@ -153,7 +154,6 @@ class Proposals:
         """
         if self._pending_bytes and self._pending_bytes + len(command) > self._max_pending_bytes:
             raise NotReplicated(f"{self._pending_bytes} bytes of commands wait for a majority already")
-        eager = foreseen is None and committed is None
         proposal = Proposal(
             command,
             done,
@@ -161,10 +161,8 @@ class Proposals:
             give_up_after_s,
             foreseen=foreseen,
             committed=committed,
-            eager=eager,
-            patient=committed is not None,
         )
-        self._eager += eager
+        self._eager += proposal.eager
         self._pending_bytes += len(command)
         if self.session:
             self._assign(proposal)
@@ -231,7 +229,7 @@ class Proposals:
         """Is there anything to hand out but what is in no hurry, or has that waited long enough?"""
         if self._hurried:
             return bool(self._outbox)
-        return any(not proposal.patient or proposal.handed_out for proposal in self._outbox)
+        return any(proposal.committed is None or proposal.handed_out for proposal in self._outbox)
 
     def has_work(self, now: float) -> bool:
         """Whether `take` would return anything."""
@@ -295,9 +293,8 @@ class Proposals:
     def withdrawn(self, seq: int) -> None:
         """A cancel of our command `seq` is committed: what becomes of it, the machine will say."""
         if (proposal := self._by_seq.get(seq)) is not None:
-            proposal.foreseen = proposal.committed = None
             self._eager += not proposal.eager
-            proposal.eager = True
+            proposal.foreseen = proposal.committed = None
 
     def resolved(self, session: int, seq: int, result: object) -> None:
         """The log applied our command `seq`.
