@@ -11,6 +11,12 @@ cdef extern from "_fastlog.h" nogil:
     int crc32c_init() noexcept
     uint32_t crc32c_best(uint32_t value, const uint8_t *p, size_t size) noexcept
     uint32_t crc32c_portable(uint32_t value, const uint8_t *p, size_t size) noexcept
+    void write_record(
+        uint8_t *p, uint64_t term, uint64_t index, uint64_t stamp, uint8_t kind, const uint8_t *payload, size_t payload_bytes
+    ) noexcept
+    void write_record_portable(
+        uint8_t *p, uint64_t term, uint64_t index, uint64_t stamp, uint8_t kind, const uint8_t *payload, size_t payload_bytes
+    ) noexcept
 
 cdef extern from "Python.h":
     object PyMemoryView_FromObject(object owner)
@@ -220,8 +226,17 @@ cdef inline tuple _decode(const uint8_t *p):
     )
 
 
-cdef bytes _encode(uint64_t term, uint64_t first_index, uint64_t stamp, uint8_t kind, list payloads):
-    """Return one block, written once at its final size. `payloads` is ours alone."""
+cdef inline list _as_list(object payloads):
+    """Return `payloads` itself when it is a list, else one of them; no Python runs between looking and writing."""
+    if type(payloads) is list:
+        return payloads
+    return list(payloads)
+
+
+cdef bytes _encode(
+    uint64_t term, uint64_t first_index, uint64_t stamp, uint8_t kind, list payloads, uint64_t *ends, uint64_t end
+):
+    """Return one block, written once at its final size. `ends`, unless NULL, gets where each entry ends, from `end` on."""
     cdef Py_ssize_t count = len(payloads)
     cdef Py_ssize_t total = 0
     cdef Py_ssize_t number
@@ -246,16 +261,12 @@ cdef bytes _encode(uint64_t term, uint64_t first_index, uint64_t stamp, uint8_t 
     p = <uint8_t *>_start(block)
     for number in range(count):
         payload = payloads[number]
-        size = HEADER + PyBytes_GET_SIZE(payload)
-        store_u32(p + 4, <uint32_t>size)
-        store_u64(p + 8, term)
-        store_u64(p + 16, first_index + <uint64_t>number)
-        store_u64(p + 24, stamp)
-        p[32] = kind
-        memset(p + 33, 0, 3)
-        memcpy(p + HEADER, PyBytes_AS_STRING(payload), size - HEADER)
-        store_u32(p, crc32c_best(0, p + 4, size - 4))
-        p += size
+        size = PyBytes_GET_SIZE(payload)
+        write_record(p, term, first_index + <uint64_t>number, stamp, kind, _start(<bytes>payload), size)
+        p += HEADER + size
+        if ends != NULL:
+            end += <uint64_t>(HEADER + size)
+            ends[number] = end
     return block
 
 
@@ -265,7 +276,23 @@ def encode_entries(term, first_index, stamp, kind, payloads):
     cdef uint64_t checked_first = _u64(first_index)
     cdef uint64_t checked_stamp = _u64(stamp)
     cdef uint8_t checked_kind = <uint8_t>_limited(kind, 0xFF)
-    return _encode(checked_term, checked_first, checked_stamp, checked_kind, list(payloads))
+    return _encode(checked_term, checked_first, checked_stamp, checked_kind, _as_list(payloads), NULL, 0)
+
+
+def _encode_entry_portable(term, index, stamp, kind, payload):
+    """One entry, without the processor's help; for the tests."""
+    cdef bytes checked = _as_bytes(payload)
+    cdef bytes block = PyBytes_FromStringAndSize(NULL, HEADER + PyBytes_GET_SIZE(checked))
+    write_record_portable(
+        <uint8_t *>_start(block),
+        _u64(term),
+        _u64(index),
+        _u64(stamp),
+        <uint8_t>_limited(kind, 0xFF),
+        _start(checked),
+        PyBytes_GET_SIZE(checked),
+    )
+    return block
 
 
 def decode_entries(block):

@@ -16,7 +16,7 @@ from cpython.long cimport PyLong_AsUnsignedLongLong, PyLong_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memmove
 
 from operator import index as as_int
 
@@ -228,12 +228,28 @@ cdef class Log:
         cdef uint64_t checked_term = _u64(term)
         cdef uint64_t checked_stamp = _u64(stamp)
         cdef uint8_t checked_kind = <uint8_t>_limited(kind, 0xFF)
-        cdef uint64_t first = self._last() + 1
+        cdef list checked = _as_list(payloads)
+        cdef Py_ssize_t count = len(checked)
+        cdef Py_ssize_t number
+        cdef uint64_t last = self._last()
+        cdef uint64_t *terms
         cdef bytes block
-        if checked_term < self._term(first - 1):
-            raise ValueError(f"term {checked_term} after {self._term(first - 1)}")
-        block = _encode(checked_term, first, checked_stamp, checked_kind, list(payloads))
-        self._keep(block, first)
+        if checked_term < self._term(last):
+            raise ValueError(f"term {checked_term} after {self._term(last)}")
+        self._terms.reserve(count)
+        self._ends.reserve(count)
+        self._firsts.reserve(1)
+        block = _encode(
+            checked_term, last + 1, checked_stamp, checked_kind, checked, self._ends.at + self._ends.count, self._end(last)
+        )
+        self._blocks.append(block)
+        self._firsts.push(last + 1)
+        terms = self._terms.at + self._terms.count
+        for number in range(count):
+            terms[number] = checked_term
+        self._terms.count += count
+        self._ends.count += count
+        self._check()
         return block
 
     def match(self, block):

@@ -79,6 +79,19 @@ def test_hardware_table_and_plain_checksums_agree_at_every_length() -> None:
             assert fastlog._crc32c_portable(part, 0x12345678) == expected
 
 
+def test_an_entry_is_the_same_written_with_and_without_the_processors_help_and_in_plain_python() -> None:
+    """At each length around the words that are summed up one by one, and around the streams of a long payload."""
+    fastlog = pytest.importorskip("smtpraft._fastlog")
+    from smtpraft import _purelog
+
+    data = bytes((index * index >> 3) & 0xFF for index in range(3 * 512 + 300))
+    numbers = (0x0102030405060708, 0x1112131415161718, 0xF1F2F3F4F5F6F7F8, 0x81)
+    for length in [*range(300), *range(1530, 1545), len(data)]:
+        expected = _purelog.encode_entries(*numbers, [data[:length]])
+        assert fastlog.encode_entries(*numbers, [data[:length]]) == expected
+        assert fastlog._encode_entry_portable(*numbers, data[:length]) == expected
+
+
 def test_the_table_of_the_plain_half_is_crc32c() -> None:
     """What the plain half falls back to where no library for the checksum is installed."""
     from smtpraft import _purecodec
