@@ -36,8 +36,10 @@ class Write(NamedTuple):
 class Appends:
     """The writes of one node that are not finished, oldest first."""
 
-    def __init__(self, core: RawNode, entries: Log) -> None:
+    def __init__(self, core: RawNode, entries: Log, *, piece_bytes_max: int = PIECE_BYTES_MAX) -> None:
+        """`piece_bytes_max`: of entries in one write, if there is more than one entry."""
         self._core = core
+        self._piece_bytes_max = piece_bytes_max
         self._entries = entries
         self._under_way = 0
         self._writing: deque[int] = deque()  # the last index of each write of entries, as far as it stands
@@ -89,9 +91,9 @@ class Appends:
 
     def _pieces(self, write: Write) -> Iterator[Write]:
         first, last, state = write.first_index, write.last_index, write.hard_state
-        size_bytes = self._entries.size_bytes
-        while write.spans and first < last and size_bytes(first, last) > PIECE_BYTES_MAX:
-            fitting = bisect_right(range(first, last), PIECE_BYTES_MAX, key=partial(size_bytes, first))
+        size_bytes, size_bytes_max = self._entries.size_bytes, self._piece_bytes_max
+        while write.spans and first < last and size_bytes(first, last) > size_bytes_max:
+            fitting = bisect_right(range(first, last), size_bytes_max, key=partial(size_bytes, first))
             to = first + max(1, fitting) - 1
             # The log on disk never says that more is committed than it has.
             piece_state = state._replace(commit=min(state.commit, to)) if state is not None else None

@@ -106,6 +106,7 @@ class Applier:
         self._over = False
         self._work_bytes = 0
         self._wake = threading.Condition()
+        self._summon: Callable[[], object] = self._wake.notify  # called with the lock held
         self._lazy_since = 0.0
         self._closing = False
         self._sessions = Sessions()
@@ -114,10 +115,12 @@ class Applier:
         self._machine_index = 0
         self.waiting_for_room = False
 
-    def open(self, *, background: bool = True) -> tuple[int, dict[NodeId, int]]:
+    def open(
+        self, *, background: bool = True, summon: Callable[[], object] | None = None
+    ) -> tuple[int, dict[NodeId, int]]:
         """Open the machine and start the thread; return the applied index and the open sessions.
 
-        `background=False` starts none: the caller calls `work`.
+        `background=False` starts none: the caller calls `work`; `summon` is called when the thread would be woken.
 
         Raises:
             ValueError: the machine's notes cannot be read by this release.
@@ -125,6 +128,8 @@ class Applier:
         applied = self._machine.open()
         self._sessions = Sessions.decode(applied.notes)
         self.applied_index = self._machine_index = applied.index
+        if summon is not None:
+            self._summon = summon
         if background:
             self._thread.start()
         return applied.index, self._sessions.open_sessions()
@@ -149,14 +154,14 @@ class Applier:
             self._work.append(batch)
             self._work_bytes += batch.size_bytes
             if urgent or self._work_bytes > LAZY_BYTES_MAX:
-                self._wake.notify()
+                self._summon()
 
     def hurry(self) -> None:
         """Let what was submitted wait no longer."""
         self._lazy_since = 0.0
         if self._work:
             with self._wake:
-                self._wake.notify()
+                self._summon()
 
     def hurry_old(self, now: float) -> None:
         """Let what has waited for `LAZY_S` wait no longer; to be called with every tick."""
@@ -190,7 +195,7 @@ class Applier:
                 return future
             self._work.append(call)
             self._jobs.append(future)
-            self._wake.notify()
+            self._summon()
         return future
 
     def install(self, path: str) -> None:

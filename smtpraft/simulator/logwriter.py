@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from smtpraft.cluster.appends import Write
 from smtpraft.simulator.invariants import Batch
-from smtpraft.simulator.records import Mark
 from smtpraft.simulator.timeline import MS
-from smtpraft.storage import Wal, WalFull
+from smtpraft.storage import HardState, Wal, WalFull
 from smtpraft.storage.group import Submission, gather, write_group
 from smtpraft.storage.simdisk import SECTOR_BYTES
 from smtpraft.storage.wal import MARK_BYTES
@@ -39,17 +37,23 @@ class LogWriter:
         self.begun = False
         """Some of that is handed to the disk already."""
 
-    def submit(self, write: Write, entries: list[Mark], done: Callable[[], None]) -> None:
+    def submit(
+        self,
+        spans: Sequence[memoryview],
+        first_index: int,
+        last_index: int,
+        hard_state: HardState | None,
+        sync: bool,
+        done: Callable[[], None],
+    ) -> None:
         """Have it written; `done` is called when it is, and all before it."""
         if not self._queue:
             self._waits_since = self._process.now_s()
-        self._batches.append(Batch(write.hard_state, write.first_index, entries))
-        size_bytes = sum(map(len, write.spans))
-        self._queue.append(
-            Submission(
-                write.spans, write.first_index, write.last_index, size_bytes, write.hard_state, write.sync, done, 0.0
-            )
-        )
+        log = self._host.mirror.log
+        entries = [log[index] for index in range(first_index, last_index + 1)] if spans else []
+        self._batches.append(Batch(hard_state, first_index, entries))
+        size_bytes = sum(map(len, spans))
+        self._queue.append(Submission(spans, first_index, last_index, size_bytes, hard_state, sync, done, 0.0))
         self._next()
 
     def submit_job(self, job: Callable[[], None], done: Callable[[], None]) -> None:
@@ -100,7 +104,8 @@ class LogWriter:
         if self._wal._number != number:  # A group that wanted nothing but its turn writes none.
             self._host.vouched = vouched  # By the header of the batch that was written now.
         process.world.invariants.synced(self._host, [self._batches.popleft() for _ in group])
-        process.aim("crash-persist")
+        # Where more waits for its turn, it is often the rest of what goes in pieces.
+        process.aim("crash-persist", times=10 if len(self._queue) > len(group) else 1)
         self._host.wrote()
         for _ in group:
             self._queue.popleft()

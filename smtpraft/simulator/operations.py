@@ -35,6 +35,8 @@ class Wanted:
     expected: int | None = None
     foreseen: Callable[[int], object] | None = None
     """What the machine will answer, given the index of the entry; as `spool.client` says it."""
+    patient: bool = False
+    """Is whoever wants it content with the commit, and in no hurry for the answer? As `spool.reports` is."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,12 @@ class Knowledge:
 
 def want(number: int, known: Knowledge, random: Random) -> Wanted:
     """Return the next command, with `number` in it."""
+    wanted = _want(number, known, random)
+    wanted.patient = wanted.foreseen is None and random.random() < 0.6
+    return wanted
+
+
+def _want(number: int, known: Knowledge, random: Random) -> Wanted:
     draw = random.random()
     if draw < 0.35 or (draw >= 0.65 and not known.messages):
         return Wanted(_accept(number, random), foreseen=id_of_entry)

@@ -199,6 +199,8 @@ class Plan:
     """How often the day breaks and is healed again."""
     inflight_messages: int
     append_bytes: int
+    piece_bytes: int
+    """Of entries in one write of the log: more is written in pieces."""
 
     @classmethod
     def draw(
@@ -262,6 +264,7 @@ class Plan:
             rounds=min(draw.choice((1, 2, 4)), max(1, seconds // 5)),
             inflight_messages=draw.choice((1, 2, 4, 16)),
             append_bytes=draw.choice((200, 1_000, 4_000)),
+            piece_bytes=Random(f"pieces {seed}").choice((150, 600, 2_000, 10_000)),
         )
         wanted = {name: late.choice(values) for name, values in sharp.items()}
         if "lease_reads" in wanted:

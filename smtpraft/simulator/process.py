@@ -8,7 +8,6 @@ the places where it may crash.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -18,7 +17,7 @@ from smtpraft import fastlog
 from smtpraft.cluster import envelope, wire
 from smtpraft.cluster.abstention import Abstention, where_to_begin
 from smtpraft.cluster.appends import Appends
-from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.applier import Applier, Result
 from smtpraft.cluster.clock import StampClock
 from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.heartbeats import Heartbeats
@@ -46,12 +45,12 @@ from smtpraft.consensus import (
 from smtpraft.consensus.messages import SnapshotMeta
 from smtpraft.errors import Stopped
 from smtpraft.simulator import invariants, records
+from smtpraft.simulator.applying import Applying
 from smtpraft.simulator.compaction import Compaction
 from smtpraft.simulator.futures import AtOnce
 from smtpraft.simulator.invariants import Before
 from smtpraft.simulator.logwriter import LogWriter
 from smtpraft.simulator.network import Frame
-from smtpraft.simulator.records import Mark
 from smtpraft.simulator.snapshots import Files, Snapshots
 from smtpraft.simulator.timeline import MS
 from smtpraft.simulator.wiping import Directories
@@ -97,6 +96,8 @@ class Process:
         self._after: Callable[..., None] = world.timeline.after
         self._run: Callable[..., None] = host.run
         self.failed = False
+        self.forgets = False
+        """What becomes of commands that are known to be committed, nobody here will learn."""
         self.log: fastlog.Log = fastlog.Log()
         self.machine = host.spool.machine(host.id, host.monotonic_s)
         pending = self._resume_install()
@@ -125,12 +126,13 @@ class Process:
         self.applier = Applier(
             self.machine,
             host.id,
-            deliver=self._applied_here,
+            deliver=self._deliver,
             on_result=self._take_result,
             on_failure=host.fail,
             read_entries=self.read,
         )
-        applied, sessions = self.applier.open(background=False)
+        self.applying = Applying(self)
+        applied, sessions = self.applier.open(background=False, summon=self.applying.summon)
         host.reopened(self.machine, applied)
         begins = where_to_begin(self.log, self.wal, hard_state, self.applier, alone=plan.nodes == 1)
         host.replays_to = applied if self.applier.applied_index < applied else 0
@@ -167,7 +169,7 @@ class Process:
         self.ticks = 0
         self.heard_at = -1_000_000
         """The tick at which this process heard its leader last."""
-        self.appends = Appends(self.core, self.log)
+        self.appends = Appends(self.core, self.log, piece_bytes_max=plan.piece_bytes)
         self.loop = world.loop
         self.clock = StampClock(host.wall_s, host.monotonic_s)
         self.proposals = Proposals(host.id, max_pending_bytes=PENDING_BYTES_MAX, random_bytes=self.random.randbytes)
@@ -201,9 +203,6 @@ class Process:
         self.snapshots = Snapshots(self, self.snapshot_files)
         self.compaction = Compaction(self)
         self._abstention = Abstention(self.wal, self.log, self.core, AtOnce(), host.fail)
-        self._to_apply: deque[records.Committed] = deque()
-        self._applying: deque[Message] = deque()
-        self._apply_busy = False
         self._role = Role.FOLLOWER
         self._leader = NO_NODE
         self._newest_stamp = 0
@@ -226,6 +225,7 @@ class Process:
 
     def abandon(self) -> None:
         """The process is dead: its clients know what they knew."""
+        self.forgets = True
         self.proposals.close()
         self.reads.close(Stopped("the node has died"))
 
@@ -254,18 +254,21 @@ class Process:
             output = core.ready()
             if output.snapshot is not None:
                 self.world.invariants.restores(self, output.snapshot)
-            marks = self._handed_out(output.entries) if output.entries else []
+            if output.entries:
+                self._handed_out(output.entries)
             if output.soft_state is not None:
                 self._role_changed()
                 self.proposing.turn(self._leader_since)
             self._judge.after_turn(self)
             for state in output.read_states:
                 self.reads.confirmed(state, self.applier.applied_index)
+            if self.reads.waiting:
+                self.applier.hurry()
             for message in output.messages:
                 if message.to == APPEND_THREAD:
-                    self._store(message, output.must_sync, marks)
+                    self._store(message, output.must_sync)
                 elif message.to == APPLY_THREAD:
-                    self._apply(message)
+                    self.applying.apply(message)
                 else:
                     self._send(message)
         self.log.evict(self.plan.cache_bytes, self.appends.durable_index + 1)
@@ -279,7 +282,7 @@ class Process:
 
     # ---- storing ----------------------------------------------------------------------------------------------------
 
-    def _handed_out(self, entries: EntryRange) -> list[Mark]:
+    def _handed_out(self, entries: EntryRange) -> None:
         """Tell the judges what is to be stored, before they hear what the node makes of it."""
         spans = self.log.spans(entries.first, entries.last)
         found = [mark for _, mark in records.marks(spans)]
@@ -287,9 +290,8 @@ class Process:
         if self.plan.has("membership"):
             for index in records.changes(spans):
                 self.world.invariants.change_handed_out(self, index)
-        return found
 
-    def _store(self, message: Message, must_sync: bool, entries: list[Mark]) -> None:
+    def _store(self, message: Message, must_sync: bool) -> None:
         if message.snapshot is not None:
             self.snapshots.install(message.snapshot)
             self.foresight.unseen(message.snapshot.index)
@@ -297,7 +299,7 @@ class Process:
         if write is None:
             self._stored(message)
             return
-        self.writer.submit(write, entries, partial(self._write_done, message))
+        self.appends.submit(write, self.writer.submit, partial(self._write_done, message))
 
     def _write_done(self, message: Message) -> None:
         self.appends.written()
@@ -316,38 +318,7 @@ class Process:
 
     # ---- applying ---------------------------------------------------------------------------------------------------
 
-    def _apply(self, message: Message) -> None:
-        first, last = message.entries.first, message.entries.last
-        spans: list[memoryview] | None
-        try:
-            spans = self.log.spans(first, last)
-            seen: list[memoryview] | list[bytes] = spans
-            self.foresight.committed(spans)
-        except fastlog.NotCached:
-            spans, seen = None, [self.read(first, last)]
-            self.foresight.unseen(last)
-        self._to_apply.extend(records.committed(seen))
-        self._applying.append(message)
-        self.applier.submit(Batch(first, last, self.log.size_bytes(first, last), spans))
-        if not self._apply_busy:
-            self._apply_busy = True
-            self.after(self.host.apply_latency_us(), self._work)
-
-    def _work(self) -> None:
-        self._apply_busy = False
-        self.aim("crash-apply")
-        self.world.applying(self, self._to_apply)
-        self._to_apply.clear()
-        self.applier.work()
-
-    def finish_applying(self) -> None:
-        """What was committed before a snapshot is applied before it."""
-        self.world.applying(self, self._to_apply)
-        self._to_apply.clear()
-        while self.applier.work():
-            pass
-
-    def _applied_here(self, deliver: Callable[[], None]) -> None:
+    def _deliver(self, deliver: Callable[[], None]) -> None:
         """The machine has committed its transaction; its thread tells the loop."""
         self.aim("crash-apply")
         deliver()
@@ -357,7 +328,9 @@ class Process:
         self.world.invariants.digest(self.id, *result.digest)
         self.heartbeats.digest = result.digest
         if result.overtaken is not None:
+            self.forgets = True
             self.proposals.overtaken(*result.overtaken)
+            self.forgets = False
         for session, seq, answer in result.mine:
             self.proposals.resolved(session, seq, answer)
         for session, seq in result.cancelled:
@@ -372,7 +345,7 @@ class Process:
         self.foresight.applied(result.last)
         self.reads.applied(result.last)
         for _ in range(result.batches):
-            for response in self._applying.popleft().responses:
+            for response in self.applying.under_way.popleft().responses:
                 self.core.step(response)
         self.turn()
         self.compaction.consider()
@@ -507,6 +480,7 @@ class Process:
         self.after(self.host.tick_us, self._tick)
         self.ticks += 1
         self.core.tick()
+        self.applier.hurry_old(self.now_s())
         if self.world.timeline.now >= self._next_sweep:
             self._next_sweep = self.world.timeline.now + SWEEP_US
             now = self.now_s()

@@ -271,7 +271,7 @@ class Snapshots:
         def replace_state() -> None:
             nonlocal in_place
             if not in_place:
-                process.finish_applying()
+                process.applying.finish()
                 host.installing(info, hard_state)
                 process.applier.install(self._files.ready_path)
                 in_place = True

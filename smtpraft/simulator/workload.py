@@ -1,8 +1,9 @@
 """What clients want of the cluster, and what they were told.
 
-Every command carries a number of its own. So each that was answered with success was applied, once; each that was
-refused never is (RFC 5321 §4.2.5); a read sees every write that was answered before it began; and the key-value map
-passes for one map, on which one thing happens after the other (`linearizability`).
+Every command carries a number of its own. So each that was answered with success, or called committed, was applied,
+once; each that was refused never is (RFC 5321 §4.2.5), and none is refused that was called committed; a read sees every
+write that was answered, or called committed, before it began; and the key-value map passes for one map, on which one
+thing happens after the other (`linearizability`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from asyncio import Future
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from smtpraft.cluster import envelope
 from smtpraft.cluster.machine import Command
+from smtpraft.cluster.proposals import PATIENCE_S
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.errors import NotReplicated, OutcomeUnknown, Stopped
 from smtpraft.fastlog import ENTRY_NORMAL, decode_entries
@@ -28,7 +31,7 @@ from smtpraft.simulator.linearizability import (
     check,
 )
 from smtpraft.simulator.operations import KEYS, Knowledge, Wanted, number_in, want
-from smtpraft.simulator.timeline import MS
+from smtpraft.simulator.timeline import MS, S
 from smtpraft.simulator.violation import Violation
 from smtpraft.spool.keyvalues import ABSENT, KeyResult
 from smtpraft.spool.types import ORDINAL_BITS, MessageId, index_of
@@ -40,12 +43,17 @@ if TYPE_CHECKING:
     from smtpraft.simulator.world import World
 
 DEADLINES_S: Final = (0.3, 1.0, 3.0)
+PATIENCE_US: Final = round(PATIENCE_S * S)
 STEPS_MAX: Final = 30_000
 
 
 @dataclass(slots=True)
 class Write:
-    """One command of a client. `outcome`: open, done, refused or unknown."""
+    """One command of a client. `outcome`: open, done, refused or unknown.
+
+    `certain_at`: when its client was told that it is committed, before the machine had applied it; and `certain_by`:
+    what its node knew to be committed then. 0: it was not.
+    """
 
     number: int
     node: NodeId
@@ -53,6 +61,8 @@ class Write:
     called_at: int
     outcome: str = "open"
     answer: object = None
+    certain_at: int = 0
+    certain_by: int = 0
 
 
 class Workload:
@@ -137,24 +147,40 @@ class Workload:
         return write
 
     def _submit(self, process: Process, write: Write, deadline_s: float) -> None:
-        command = write.wanted.command
+        wanted, proposals = write.wanted, process.proposals
+        done = partial(self._written, process, write)
+        committed = partial(self._certain, process, write) if wanted.patient else None
         try:
-            future = process.proposals.submit(
-                command, process.loop, process.now_s() + deadline_s, 1.0, foreseen=write.wanted.foreseen
-            )
+            proposals.propose(wanted.command, done, process.now_s() + deadline_s, 1.0, wanted.foreseen, committed)
         except NotReplicated:
             write.outcome = "refused"
             return
         self._open[process.id] += 1
-        future.add_done_callback(lambda done: self._written(process, write, done))
-        process.turn(lazy=True)
+        if wanted.patient:
+            process.after(PATIENCE_US, proposals.hurry, process.turn)
+        else:
+            process.turn(lazy=True)
 
-    def _written(self, process: Process, write: Write, future: Future[object]) -> None:
+    def _certain(self, process: Process, write: Write) -> None:
+        """Its command is committed, and counts: whoever asks from now on, anywhere, must see what it did."""
+        commit = process.core.commit_index
+        if write.outcome != "open" or write.certain_by:
+            before = f"{write.outcome}, certain by {write.certain_by}"
+            raise Violation("Q8", f"{write.node} calls write {write.number} committed at {commit}; it was {before}")
+        write.certain_at, write.certain_by = self.world.timeline.now, commit
+        self._seen_index = max(self._seen_index, commit)
+        self.world.invariants.answered_at(process, commit)
+        self.world.mix(254, write.number, commit, len(self._known.messages))
+
+    def _written(self, process: Process, write: Write, answer: object, error: Exception | None) -> None:
         self._open[write.node] -= 1
-        error = future.exception()
+        if write.outcome != "open":
+            raise Violation("Q8", f"{write.node} answers write {write.number} again, which was {write.outcome}")
+        if write.certain_by and error is not None and not (isinstance(error, OutcomeUnknown) and process.forgets):
+            raise Violation("Q8", f"{write.node} called write {write.number} committed, and then says {error!r}")
         match error:
             case None:
-                write.outcome, write.answer = "done", future.result()
+                write.outcome, write.answer = "done", answer
                 # Its command is applied here, or committed: a read that begins now, anywhere, must see it.
                 self._seen_index = max(self._seen_index, process.applier.applied_index)
                 if isinstance(write.answer, str):
@@ -182,7 +208,7 @@ class Workload:
             call = Delete(revision, wanted.expected, done)
         else:
             call = Put(wanted.value, revision, wanted.expected, done)
-        returned_at = None if answer is None else self.world.timeline.now
+        returned_at = None if answer is None else write.certain_at or self.world.timeline.now
         if revision is not None:
             self._known.revisions[wanted.key] = ABSENT if wanted.value is None and done else revision
         self._history.append(Operation(wanted.key, call, write.called_at, returned_at, write.node))
@@ -239,8 +265,8 @@ class Workload:
         """Compare what clients were told with what the log made of it, read from its beginning.
 
         Raises:
-            Violation: Q1 (an answered write is not there), Q2 (a refused one is), Q7 (one is there twice), S2 (the
-                map was no map), Q6 (a body is another one).
+            Violation: Q1 (an answered write is not there), Q2 (a refused one is), Q7 (one is there twice), Q8 (one that
+                was called committed is not there, or later), S2 (the map was no map), Q6 (a body is another one).
         """
         invariants = self.world.invariants
         applied: dict[int, int] = {}
@@ -264,6 +290,9 @@ class Workload:
             if write.outcome == "refused" and write.number in applied:
                 at = applied[write.number]
                 raise Violation("Q2", f"write {write.number} was refused at {write.node}, and is applied at {at}")
+            if write.certain_by and not 0 < applied.get(write.number, 0) <= write.certain_by:
+                at = applied.get(write.number, 0)
+                raise Violation("Q8", f"write {write.number} was certain by {write.certain_by}, and is applied at {at}")
         try:
             broken = check(KeyValueModel(), self._history, steps_max=STEPS_MAX)
         except Undecided:

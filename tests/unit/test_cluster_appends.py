@@ -63,6 +63,15 @@ def test_a_long_write_goes_in_pieces_and_is_done_with_the_last(commit: int) -> N
     assert told == ["done"]
 
 
+def test_pieces_are_as_small_as_is_asked_for() -> None:
+    log, disk = Log(), Disk()
+    log.append(1, 0, ENTRY_NORMAL, [b"a" * 10, b"b" * 10, b"c" * 500, b"d" * 10, b"e" * 10])
+    small = log.size_bytes(1, 2)
+    write = Write(log.spans(1, 5), 1, 5, HardState(1, "n1", 5), sync=True)
+    Appends(SimpleNamespace(), log, piece_bytes_max=small).submit(write, disk.submit, lambda: None)  # type: ignore[arg-type]
+    assert [(write.first_index, write.last_index) for write in disk.writes] == [(1, 2), (3, 3), (4, 5)]
+
+
 def test_what_is_short_or_one_entry_stays_as_it_is() -> None:
     log = Log()
     log.append(1, 0, ENTRY_NORMAL, [b"a" * 1000] * 100)

@@ -11,7 +11,7 @@ import pytest
 
 from smtpraft import fastlog
 from smtpraft.cluster import Command, MemoryMachine, NodeId, envelope
-from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.applier import LAZY_BYTES_MAX, LAZY_S, Applier, Batch, Result
 from smtpraft.cluster.foresight import Foresight
 from smtpraft.cluster.machine import Item, NoRoom
 from smtpraft.cluster.proposals import Proposals
@@ -130,6 +130,52 @@ async def test_an_answer_that_the_machine_never_gives_stops_the_node(
     member.commit(b"")  # at the same index: what was foreseen is not what is applied
     with pytest.raises(Fatal, match="not applied at 2"):
         member.apply()
+
+
+def test_what_nobody_waits_for_is_applied_when_it_is_old_or_much_or_somebody_does(tmp_path: Path) -> None:
+    """Whoever works in the thread's place is called when the thread would be woken, and at no other time."""
+    results: list[Result] = []
+    summons: list[str] = []
+    applier = Applier(
+        Indexes(str(tmp_path / "state")),
+        ME,
+        deliver=lambda act: act(),
+        on_result=results.append,
+        on_failure=_raise,
+        read_entries=lambda first, last: b"",
+    )
+    applier.open(background=False, summon=lambda: summons.append("work"))
+
+    def submit(index: int, payload: bytes = b"", *, urgent: bool = False) -> None:
+        block = fastlog.encode_entries(1, index, 0, fastlog.ENTRY_NORMAL, [payload])
+        applier.submit(Batch(index, index, len(block), [block]), urgent=urgent)
+
+    applier.hurry()
+    applier.hurry_old(9.0)
+    submit(1)
+    submit(2)
+    applier.hurry_old(10.0)
+    applier.hurry_old(10.0 + LAZY_S / 2)
+    assert not summons
+    applier.hurry_old(10.001 + LAZY_S)
+    assert len(summons) == 1
+    assert applier.work()
+    assert [(result.first, result.last) for result in results] == [(1, 2)], "in one transaction"
+    submit(3)
+    applier.hurry_old(20.0)
+    assert len(summons) == 1, "it has waited for no time yet"
+    submit(4, urgent=True)
+    assert len(summons) == 2
+    assert applier.work()
+    submit(5)
+    applier.hurry()
+    assert len(summons) == 3
+    assert applier.work()
+    submit(6, b"x" * LAZY_BYTES_MAX)
+    assert len(summons) == 4
+    assert applier.work()
+    assert not applier.work()
+    assert results[-1].last == 6
 
 
 class Full(Indexes):

@@ -369,6 +369,18 @@ BANK: Final = (
         "                break  # A truncation, which begins a batch.\n",
         "",
     ),
+    Bug(
+        "all of a long write is taken for done with its first piece",
+        "cluster/appends.py",
+        "                submit(*before, _nothing)",
+        "                submit(*before, done)\n                done = _nothing",
+    ),
+    Bug(
+        "a piece says that more is committed than it brings",
+        "cluster/appends.py",
+        "state._replace(commit=min(state.commit, to)) if state is not None else None",
+        "state",
+    ),
     # The log on disk.
     Bug(
         "write without sync", "storage/wal.py", "            if sync:\n                self._sync()", "            pass"
@@ -454,6 +466,37 @@ BANK: Final = (
         "cluster/applier.py",
         "        answers = self._apply_when_there_is_room(items, self._sessions.encode())",
         '        answers = self._apply_when_there_is_room(items, b"")',
+    ),
+    # From the commit to the machine.
+    Bug(
+        "what is called committed is repeated and withdrawn all the same",
+        "cluster/proposals.py",
+        "            del self._by_seq[seq]\n            self._certain[seq] = index, proposal\n",
+        "            self._certain[seq] = index, proposal\n",
+    ),
+    Bug(
+        "a committed withdrawal does not keep its command from being called committed",
+        "cluster/proposals.py",
+        "            proposal.foreseen = proposal.committed = None",
+        "            proposal.foreseen = None",
+    ),
+    Bug(
+        "what is said after the end of its session is called committed",
+        "cluster/foresight.py",
+        "session not in self._ended and session >= self._reopened_at",
+        "session >= self._reopened_at",
+    ),
+    Bug(
+        "what follows on what was not seen is called committed",
+        "cluster/foresight.py",
+        "        return not self._blind_until and session",
+        "        return session",
+    ),
+    Bug(
+        "what nobody waits for is not applied until somebody does",
+        "cluster/applier.py",
+        "        elif now - self._lazy_since >= LAZY_S:\n            self.hurry()\n",
+        "",
     ),
     # The spool.
     Bug(
