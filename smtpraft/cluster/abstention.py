@@ -58,9 +58,17 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
     Raises:
         Fatal: the state machine and the log are not of one run, and nobody can help.
     """
-    applied = applier.applied_index
+    applied, copied = applier.applied_index, applier.copied_index
     lost = applied > entries.last_index and not wal.abstain_term
     behind = applied < entries.prev_index
+    # A disk that lost the last transactions of the machine: it may be as far as before, but for what those had copied.
+    bare = copied is not None and copied < entries.prev_index and not behind
+    if bare and alone:
+        raise Fatal(
+            f"the state machine has copies of what it needs of entries up to {copied}, the log begins at "
+            f"{entries.first_index}: what was synced is gone. Restore a snapshot (`smtpraft snapshot restore`); "
+            "nothing is changed"
+        )
     if (behind or lost) and alone:
         raise Fatal(
             f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
@@ -72,10 +80,11 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
             "the log ends at %d, the state machine has applied %d: what was synced is gone", entries.last_index, applied
         )
         stored = wal.abstain()
-    if behind:
+    if behind or bare:
         # The state machine was lost, and what it would need of the log is compacted: all of it comes from the leader,
         # as a snapshot, which no log that is whole would take. So the log goes too, and with it the vote for a time.
-        log.error("the log begins after %d, the state machine has applied %d: it is lost", entries.prev_index, applied)
+        begins, has = entries.prev_index, f"copies up to {copied} only" if bare else f"applied {applied}"
+        log.error("the log begins after %d, the state machine has %s: it is damaged, or lost", begins, has)
         stored = StoredHardState(wal.abstain().term)
         wal.restart(0, 0, stored, keep=True)
         entries.restore(0, 0)

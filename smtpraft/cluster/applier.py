@@ -112,6 +112,8 @@ class Applier:
         self._sessions = Sessions()
         self._thread = threading.Thread(target=self._run, name="smtpraft-apply", daemon=True)
         self.applied_index = 0
+        self.copied_index: int | None = None
+        """See `Applied`; as of `open`."""
         self._machine_index = 0
         self.waiting_for_room = False
 
@@ -128,6 +130,7 @@ class Applier:
         applied = self._machine.open()
         self._sessions = Sessions.decode(applied.notes)
         self.applied_index = self._machine_index = applied.index
+        self.copied_index = applied.copied_index
         if summon is not None:
             self._summon = summon
         if background:

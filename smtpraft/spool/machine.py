@@ -100,7 +100,7 @@ class SpoolMachine:
             tell(Changes(meta.applied_index, resync=True))
         self._installed = False
         log.info("spool open path=%s applied_index=%d counters=%s", self._path, self._applied_index, meta.counters)
-        return Applied(meta.applied_index, meta.notes)
+        return Applied(meta.applied_index, meta.notes, meta.copied_index)
 
     @contextmanager
     def _damage_named(self) -> Iterator[None]:

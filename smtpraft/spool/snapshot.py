@@ -16,10 +16,11 @@ from typing import Final
 
 import apsw
 
+from smtpraft.fastlog import Compacted
 from smtpraft.spool.errors import SpoolFull
 from smtpraft.spool.files import remove_mark, remove_sides, sync_directory
 from smtpraft.spool.scrub import check_all
-from smtpraft.spool.store import Meta, Store
+from smtpraft.spool.store import Meta, RotError, Store
 from smtpraft.spool.types import ORDINAL_BITS, BodyPart
 
 STEP_PAGES: Final = 256  # 1 MiB
@@ -92,7 +93,11 @@ def put_bodies(store: Store, parts: list[BodyPart], read_entry: Callable[[int], 
     for part in parts:
         if part.number >> ORDINAL_BITS != index:
             index = part.number >> ORDINAL_BITS
-            command = read_entry(index)
+            try:
+                command = read_entry(index)
+            except Compacted:
+                # The log forgets only what was copied and synced before: that copy was lost by the disk.
+                raise RotError(f"the copies of bodies in entries from {index} on are gone") from None
         content = memoryview(command)[part.offset : part.offset + part.length]
         assert len(content) == part.length, f"entry {index} is shorter than its body"
         store.put_body(part.number, content)

@@ -21,7 +21,7 @@ import pytest
 from smtpraft.cli.demo.nodes import DemoNode
 from smtpraft.spool.errors import SpoolDamaged
 from smtpraft.spool.scrub import check_all
-from smtpraft.spool.store import DAMAGE
+from smtpraft.spool.store import DAMAGE, Store
 
 from .cluster import Stage, wait_for
 from .figures import Figures
@@ -204,6 +204,36 @@ async def start_again(stage: Stage, node: DemoNode, what: str) -> str:
         if start and "Traceback" not in said:
             return "refuses"
     raise AssertionError(f"{what}: it starts and ends again and again\n{node.last_words(40)}")
+
+
+async def test_a_node_whose_database_lost_the_copies_it_had_made_gets_them_again(directory: Path) -> None:
+    """SQLite takes what lies behind a damaged page of its own log for never written. So the database may be as far as
+    before, but for the last transactions before the log was cut: those that copied what the log then forgot.
+    """
+    async with Stage(directory, settings=SETTINGS, expected=(" ERROR ",)) as stage:
+        await stage.witness.close()
+        async with stage.load(messages=large_messages()) as load:
+            await load.wait_acknowledged(300)
+            await wait_for(lambda: compacted(stage), "the logs are compacted")
+            await load.finish()
+        victim = stage.cluster.nodes[0]
+        stage.terminate(victim)
+        assert victim.process is not None
+        await asyncio.to_thread(victim.process.wait, 20)
+        store = Store(str(data_of(victim) / "spool" / "queue.db"))
+        applied = store.open().applied_index
+        with store.transaction():
+            store.set_copied(0)
+            store.cursor().execute("DELETE FROM bodies")
+        store.close()
+        async with stage.load(stage.cluster.others(victim), messages=small_messages()) as load:
+            assert await start_again(stage, victim, f"no copies, applied {applied}") == "healed"
+            await load.wait_acknowledged(300)
+            await load.finish()
+        assert "has copies up to 0 only" in log_of(victim)
+        await stage.witness.open()
+        await stage.settle()
+        stage.journal.check_mail()
 
 
 async def test_a_majority_whose_databases_are_damaged_stops_and_keeps_its_logs(directory: Path) -> None:

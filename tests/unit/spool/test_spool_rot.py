@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from smtpraft.fastlog import Compacted
 from smtpraft.spool import Result
 from smtpraft.spool.errors import SpoolDamaged, SpoolUnusable
 from smtpraft.spool.files import noted_damage
@@ -189,3 +190,26 @@ def test_a_message_that_moved_is_what_was_written(tmp_path: Path) -> None:
     bench.machine.open()
     assert {info.owner for info in bench.queue()} == {A}
     bench.machine.close()
+
+
+def test_bodies_that_neither_the_log_nor_a_copy_has_are_damage(tmp_path: Path) -> None:
+    """The log forgets only what was copied and synced. Whose copy was lost has others to get it from."""
+    bench = Bench(str(tmp_path / "queue.db"))
+    fill(bench)
+    with bench.machine._store.transaction():
+        bench.machine._store.set_copied(0)
+    bench.machine.close()
+
+    def read_entry(index: int) -> bytes:
+        if index < 40:
+            raise Compacted(f"index {index}, the log begins at 40")
+        return bench.journal.read_entry(index)
+
+    again = SpoolMachine(str(tmp_path / "queue.db"), A)
+    again.read_entry = read_entry
+    assert again.open().copied_index == 0
+    with pytest.raises(SpoolDamaged, match="copies of bodies in entries from"):
+        again.before_compaction(again.digest_now()[1] - BEHIND)
+    with pytest.raises(SpoolDamaged, match="copies of bodies in entries from"):
+        again.write_snapshot(str(tmp_path / "copy"))
+    again.close()
