@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from smtpraft.consensus.confchange import Membership
 from smtpraft.consensus.errors import InvalidMessage, LogConflict, LogLost, ProposalDropped
 from smtpraft.consensus.messages import Message, MessageType, ReadState
-from smtpraft.fastlog import CorruptEntry, block_range
+from smtpraft.fastlog import ENTRY_HEADER_BYTES, CorruptEntry, block_range
 from smtpraft.types import NO_NODE
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 APP_RESP = MessageType.APP_RESP
 HEARTBEAT_RESP = MessageType.HEARTBEAT_RESP
+
+_index_at = Struct(">Q").unpack_from
 
 
 # Entries.
@@ -76,7 +79,7 @@ def _store(raft: Raft, message: Message) -> int:
     """
     block, log = message.block, raft.log
     first = message.index + 1
-    if int.from_bytes(block[16:24], "big") != first:  # The index in the record's header.
+    if len(block) < ENTRY_HEADER_BYTES or _index_at(block, 16)[0] != first:  # In the header of its first record.
         raise InvalidMessage(f"the entries of {message.sender} do not follow {message.index}")
     raftlog = raft.raftlog
     if first == raftlog.last_index + 1:

@@ -21,6 +21,7 @@ cpdef broadcast_append(Raft raft)
     prev_term="unsigned long long",
     message=Message,
     unsent=Message,
+    raftlog=RaftLog,
 )
 cpdef bint maybe_send_append(Raft raft, Progress progress, bint if_empty) except -1
 @cython.locals(start="unsigned long long", end="unsigned long long")

@@ -138,14 +138,17 @@ def maybe_send_append(raft: Raft, progress: Progress, if_empty: bool) -> bool:
     """
     if progress.flow_paused or progress.state is SNAPSHOT:
         return False
-    log = raft.log
+    log, raftlog = raft.log, raft.raftlog
     first = progress.next_index
-    try:
-        prev_term = log.term(first - 1)
-    except Compacted:
-        return _maybe_send_snapshot(raft, progress)
+    last = raftlog.last_index
+    if first > last:
+        prev_term = raftlog.last_term
+    else:
+        try:
+            prev_term = log.term(first - 1)
+        except Compacted:
+            return _maybe_send_snapshot(raft, progress)
 
-    last = raft.raftlog.last_index
     size = 0
     # With a full window an empty append goes, once per heartbeat: if all that filled the window was lost, its
     # rejection is what gets replication going again.
@@ -157,7 +160,7 @@ def maybe_send_append(raft: Raft, progress: Progress, if_empty: bool) -> bool:
     elif not if_empty:
         return False
 
-    commit = raft.raftlog.commit_index
+    commit = raftlog.commit_index
     unsent = raft.unsent_appends.get(progress.id)
     if unsent is None or not _join(raft, unsent, first, last, size, commit):
         message = new_message(APP, progress.id, raft.id, raft.term)

@@ -3,8 +3,9 @@
 import cython
 
 
+# Freelists, and that the garbage collector knows of none of these: setup.py says it.
+
 @cython.final
-@cython.freelist(32)
 cdef class EntryRange:
     cdef readonly unsigned long long first
     cdef readonly unsigned long long last
@@ -16,8 +17,6 @@ cpdef EntryRange entry_range(unsigned long long first, unsigned long long last)
 
 # Not for the garbage collector: a message holds values and other messages, and none of them holds it.
 @cython.final
-@cython.freelist(64)
-@cython.no_gc
 cdef class Message:
     cdef public object type
     cdef public str to
@@ -42,8 +41,6 @@ cpdef Message new_message(object type, str to, str sender, unsigned long long te
 
 
 @cython.final
-@cython.freelist(8)
-@cython.no_gc
 cdef class Output:
     cdef public object soft_state
     cdef public object hard_state

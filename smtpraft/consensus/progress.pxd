@@ -1,3 +1,6 @@
+import cython
+
+
 cdef class Inflights:
     cdef unsigned long long _max_messages
     cdef unsigned long long _max_bytes
@@ -6,6 +9,7 @@ cdef class Inflights:
 
     cpdef bint is_full(self) except -1
     cpdef add(self, unsigned long long last_index, unsigned long long size_bytes)
+    @cython.locals(last="unsigned long long", size_bytes="unsigned long long")
     cpdef free_to(self, unsigned long long index)
     cpdef clear(self)
 

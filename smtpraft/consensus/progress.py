@@ -59,8 +59,12 @@ class Inflights:
     def free_to(self, index: int) -> None:
         """All messages up to `index` have arrived."""
         sent = self._sent
-        while sent and sent[0][0] <= index:
-            self.size_bytes -= sent.popleft()[1]
+        while sent:
+            last, size_bytes = sent[0]
+            if last > index:
+                return
+            sent.popleft()
+            self.size_bytes -= size_bytes
 
     def clear(self) -> None:
         """Forget them: they are taken for lost."""

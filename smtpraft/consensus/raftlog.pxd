@@ -32,6 +32,11 @@ cdef class RaftLog:
     cpdef bint has_committed(self, bint allow_unstable) except -1
     @cython.locals(first="unsigned long long", end="unsigned long long", last="unsigned long long", size="unsigned long long")
     cpdef EntryRange next_committed(self, bint allow_unstable)
-    @cython.locals(payload_bytes="unsigned long long")
+    @cython.locals(
+        payload_bytes="unsigned long long",
+        last="unsigned long long",
+        size="unsigned long long",
+        payload="unsigned long long",
+    )
     cpdef unsigned long long applied_to(self, unsigned long long index) except? 0
     cdef _applied(self, unsigned long long index)

@@ -163,8 +163,11 @@ class RaftLog:
         """All up to `index` is applied; return the payload bytes of the ranges that this completes."""
         payload_bytes = 0
         applying = self._applying
-        while applying and applying[0][0] <= index:
-            _, size, payload = applying.popleft()
+        while applying:
+            last, size, payload = applying[0]
+            if last > index:
+                break
+            applying.popleft()
             self._applying_bytes -= size
             payload_bytes += payload
         self._applied(index)

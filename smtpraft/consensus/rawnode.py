@@ -48,6 +48,8 @@ from smtpraft.types import NodeId
 APP, APP_RESP = MessageType.APP, MessageType.APP_RESP
 STORAGE_APPEND, STORAGE_APPEND_RESP = MessageType.STORAGE_APPEND, MessageType.STORAGE_APPEND_RESP
 STORAGE_APPLY, STORAGE_APPLY_RESP = MessageType.STORAGE_APPLY, MessageType.STORAGE_APPLY_RESP
+LEADER = Role.LEADER
+_new_tuple = tuple.__new__
 
 LOCAL_TYPES: Final = frozenset(
     {
@@ -342,21 +344,21 @@ class RawNode:
             LogLost, LogConflict: this node must stop.
         """
         kind = message.type
-        # Each entry comes in an APP and is acknowledged by an APP_RESP: no look at the tables for those.
+        # What comes for each entry, first: a look at the tables makes the hash of an enum's member, which is Python.
         if kind is APP and message.term:
             self.raft.step(message)
             return
         if kind is APP_RESP and message.term and message.sender in self.raft.tracker.progress:
             self.raft.step(message)
             return
-        if kind in LOCAL_TYPES:
-            if kind is STORAGE_APPEND_RESP and message.sender == APPEND_THREAD:
-                self.raft.stored(message)
-            elif kind is STORAGE_APPLY_RESP and message.sender == APPLY_THREAD:
-                self.raft.applied(message.entries.last)
-            else:
-                raise LocalMessage(f"{kind.name} from {message.sender!r}")
+        if kind is STORAGE_APPEND_RESP and message.sender == APPEND_THREAD:
+            self.raft.stored(message)
             return
+        if kind is STORAGE_APPLY_RESP and message.sender == APPLY_THREAD:
+            self.raft.applied(message.entries.last)
+            return
+        if kind in LOCAL_TYPES:
+            raise LocalMessage(f"{kind.name} from {message.sender!r}")
         if kind in RESPONSE_TYPES and message.sender not in self.raft.tracker.progress:
             if message.sender == self.id and not self.raft.as_reference:
                 return  # It was removed while its own write was under way: that counts for nothing any more.
@@ -373,7 +375,7 @@ class RawNode:
             ValueError: no payloads, or one is too large.
         """
         raft = self.raft
-        if raft.role is Role.LEADER:
+        if raft.role is LEADER:
             leader.propose(raft, payloads)
         else:
             raft.step(Message(MessageType.PROP, sender=self.id, payloads=tuple((0, each) for each in payloads)))
@@ -490,7 +492,8 @@ class RawNode:
 
         messages = raft.messages
         raft.messages = []
-        raft.unsent_appends.clear()
+        if raft.unsent_appends:
+            raft.unsent_appends.clear()
         after_append = raft.after_append
         raft.after_append = []
         if self._async:
@@ -521,7 +524,7 @@ class RawNode:
         if raft.term == self._last_term and raft.vote == self._last_vote and commit == self._last_commit:
             return None
         self._last_term, self._last_vote, self._last_commit = raft.term, raft.vote, commit
-        return tuple.__new__(HardState, (raft.term, raft.vote, commit))  # a third of the time of HardState(…)
+        return _new_tuple(HardState, (raft.term, raft.vote, commit))  # a third of the time of HardState(…)
 
     def _storage_append(
         self,

@@ -1,3 +1,5 @@
+import cython
+
 from smtpraft.consensus.progress cimport Inflights, Progress
 
 
@@ -13,4 +15,5 @@ cdef class Tracker:
     cdef tuple _outgoing
 
     cpdef reset(self, unsigned long long last_index)
+    @cython.locals(index="unsigned long long", matched=list, progress=Progress)
     cpdef unsigned long long committed_index(self) except? 0

@@ -67,8 +67,12 @@ class Tracker:
 
     def committed_index(self) -> int:
         """Return the highest index that majorities of both voter sets have stored."""
-        incoming = self._incoming
-        index = quorum_index([progress.match_index for progress in incoming]) if incoming else EVERYTHING
+        index = EVERYTHING
+        matched = []
+        for progress in self._incoming:
+            matched.append(progress.match_index)  # noqa: PERF401  a comprehension is a scope of its own, without types
+        if matched:
+            index = quorum_index(matched)
         if self._outgoing:
             index = min(index, quorum_index([progress.match_index for progress in self._outgoing]))
         return index

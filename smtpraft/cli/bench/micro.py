@@ -17,7 +17,6 @@ from typing import Final
 
 from smtpraft.cli.bench.figures import Figures
 from smtpraft.consensus import (
-    APPEND_THREAD,
     APPLY_THREAD,
     Config,
     ConfState,
@@ -28,7 +27,6 @@ from smtpraft.consensus import (
 from smtpraft.fastlog import Log
 from smtpraft.types import NodeId
 
-_WORKERS: Final = (APPEND_THREAD, APPLY_THREAD)
 PEERS: Final = 4  # of a cluster of five
 CACHE_BYTES: Final = 1 << 20  # as a node does, the logs here forget the bytes of old entries
 _HALVES: Final = (("compiled", "smtpraft._fastlog"), ("pure", "smtpraft._purelog"))
@@ -168,39 +166,40 @@ class Trio:
             for number, name in enumerate(names)
         }
         self.applied = 0
-        self._told: dict[NodeId, RawNode] = {}
+        self._evictions = [node.log.evict for node in self.nodes.values()]
         self.leader = self.nodes[names[0]]
         self.leader.campaign()
         self.settle()
         assert self.leader.role is Role.LEADER
 
     def settle(self) -> None:
-        """Carry everything to where it goes until nobody has anything to say. Only the leader was spoken to.
+        """Carry everything to where it goes until nobody has anything to say; ask one after the other.
 
         What goes to a disk or a state machine is done at once, and answered. In one function, for its own time counts.
         """
-        nodes, told = self.nodes, self._told
-        told[self.leader.id] = self.leader
-        while told:
-            node = told.pop(next(iter(told)))
-            if not node.has_ready():
-                continue
-            for message in node.ready().messages:
-                to = message.to
-                if to in _WORKERS:
-                    if to == APPLY_THREAD:
-                        self.applied += message.entries.last - message.entries.first + 1
-                    for response in message.responses:
-                        told[response.to] = peer = nodes[response.to]
-                        peer.step(response)
+        nodes = self.nodes
+        talk = True
+        while talk:
+            talk = False
+            for node in nodes.values():
+                if not node.has_ready():
                     continue
-                entries = message.entries
-                if entries:
-                    message.block = b"".join(node.log.spans(entries.first, entries.last))
-                told[to] = peer = nodes[to]
-                peer.step(message)
-        for node in nodes.values():
-            node.log.evict(CACHE_BYTES)
+                talk = True
+                for message in node.ready().messages:
+                    to = message.to
+                    if to in nodes:
+                        entries = message.entries
+                        if entries:
+                            message.block = b"".join(node.log.spans(entries.first, entries.last))
+                        nodes[to].step(message)
+                        continue
+                    if to == APPLY_THREAD:
+                        entries = message.entries
+                        self.applied += entries.last - entries.first + 1
+                    for response in message.responses:
+                        nodes[response.to].step(response)
+        for evict in self._evictions:
+            evict(CACHE_BYTES)
 
 
 def cycle_us(batch: int, entries: int) -> float:
