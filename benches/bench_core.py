@@ -43,7 +43,7 @@ def bench_idle_turn(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize("question", [question for question in QUESTIONS if question != "heartbeats"])
 def bench_micro_question(half: ModuleType, question: str) -> None:  # noqa: F811
     """That each question of `smtpraft bench --only micro` can be asked; its own loops take the time."""
-    assert QUESTIONS[question](half) > 0
+    assert QUESTIONS[question](half)() > 0
 
 
 def bench_heartbeats_of_an_interval(benchmark: BenchmarkFixture, half: ModuleType) -> None:  # noqa: F811

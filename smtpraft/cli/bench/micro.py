@@ -1,6 +1,7 @@
 """The hot paths, compiled and pure in turn, and the consensus core: microseconds of one call, in one process.
 
-Not shown: cold caches, the event loop, anything that waits. A figure is the median of some repeats of many calls.
+Not shown: cold caches, the event loop, anything that waits. A figure is the median of some repeats of many calls; what
+is divided by each other is repeated in turn, for the pace of a machine that others use changes within a second.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from smtpraft.fastlog import Log
 from smtpraft.types import NodeId
 
 PEERS: Final = 4  # of a cluster of five
+REPEATS: Final = 9
 CACHE_BYTES: Final = 1 << 20  # as a node does, the logs here forget the bytes of old entries
 _HALVES: Final = (("compiled", "smtpraft._fastlog"), ("pure", "smtpraft._purelog"))
 _BEAT: Final = (3, 1_000_000, 77, 999_000, 12345, 1_000_000, 999_999, 2**63, 10**12)
@@ -42,15 +44,29 @@ def measure(figures: Figures, rounds: int, say: Callable[[str], None]) -> None:
         gc.collect()
         gc.disable()
         try:
-            figures.add("micro.call.us", _call())
             for question, ask in QUESTIONS.items():
-                for name, half in halves:
-                    figures.add(f"micro.{name}.{question}.us", ask(half))
-            for batch in (1, 64):
-                figures.add(f"micro.cycle.{batch}.us", cycle_us(batch, 64 * 200 if batch == 64 else 2000))
+                _note(figures, {f"micro.{name}.{question}.us": ask(half) for name, half in halves})
+            _note(
+                figures,
+                {
+                    "micro.call.us": _call,
+                    "micro.cycle.1.us": lambda: cycle_us(1, 2000),
+                    "micro.cycle.64.us": lambda: cycle_us(64, 64 * 200),
+                },
+            )
         finally:
             gc.enable()
         say(f"micro {number}/{rounds}")
+
+
+def _note(figures: Figures, samples: dict[str, Callable[[], float]]) -> None:
+    """Note the median of each, repeated in turn."""
+    values: dict[str, list[float]] = {name: [] for name in samples}
+    for _ in range(REPEATS):
+        for name, sample in samples.items():
+            values[name].append(sample())
+    for name, each in values.items():
+        figures.add(name, median(each))
 
 
 def _timed(calls: int, work: Callable[[], object]) -> float:
@@ -74,10 +90,10 @@ def _call() -> float:
         for _ in range(100_000):
             pass
 
-    return median(_timed(100_000, calls) - _timed(100_000, loop) for _ in range(5))
+    return _timed(100_000, calls) - _timed(100_000, loop)
 
 
-def _append(half: ModuleType, count: int, calls: int) -> float:
+def _append(half: ModuleType, count: int, calls: int) -> Callable[[], float]:
     payloads = [bytes((number + position) & 0xFF for position in range(64)) for number in range(count)]
 
     def once() -> float:
@@ -92,10 +108,10 @@ def _append(half: ModuleType, count: int, calls: int) -> float:
         assert log.last_index == calls * count
         return us
 
-    return median(once() for _ in range(5))
+    return once
 
 
-def _verify_append(half: ModuleType) -> float:
+def _verify_append(half: ModuleType) -> Callable[[], float]:
     """A follower takes blocks of 100 entries of 256 bytes; the time of one entry."""
     source = half.Log()
     blocks = [source.append(1, 7, 0, [bytes(256)] * 100) for _ in range(40)]
@@ -112,10 +128,10 @@ def _verify_append(half: ModuleType) -> float:
         assert log.last_index == source.last_index
         return us
 
-    return median(once() for _ in range(5))
+    return once
 
 
-def _heartbeats(half: ModuleType) -> float:
+def _heartbeats(half: ModuleType) -> Callable[[], float]:
     """What a leader of five sends and hears in one heartbeat interval: four frames out, four answers decoded."""
     answer = half.encode_heartbeat_response(*_BEAT[:8])[12:]
     encode, decode = half.encode_heartbeat, half.decode_heartbeat_response
@@ -127,10 +143,10 @@ def _heartbeats(half: ModuleType) -> float:
             for _ in range(PEERS):
                 decode(answer)
 
-    return median(_timed(2000, work) for _ in range(5))
+    return lambda: _timed(2000, work)
 
 
-def _quorum(half: ModuleType, voters: int) -> float:
+def _quorum(half: ModuleType, voters: int) -> Callable[[], float]:
     matched = [1_000_000 + 7 * voter % 5 for voter in range(voters)]
     tally = half.quorum_index
 
@@ -138,10 +154,10 @@ def _quorum(half: ModuleType, voters: int) -> float:
         for _ in range(10_000):
             tally(matched)
 
-    return median(_timed(10_000, work) for _ in range(5))
+    return lambda: _timed(10_000, work)
 
 
-QUESTIONS: Final[dict[str, Callable[[ModuleType], float]]] = {
+QUESTIONS: Final[dict[str, Callable[[ModuleType], Callable[[], float]]]] = {
     "append100": lambda half: _append(half, 100, 40),
     "append1": lambda half: _append(half, 1, 2000),
     "verify_append": _verify_append,
@@ -205,18 +221,15 @@ class Trio:
 def cycle_us(batch: int, entries: int) -> float:
     """Return the microseconds of an entry of 256 bytes: proposed, stored by three, committed, applied by three."""
 
-    def once() -> float:
-        trio = Trio()
-        payloads = [bytes(256)] * batch
-        before = trio.applied
+    trio = Trio()
+    payloads = [bytes(256)] * batch
+    before = trio.applied
 
-        def work() -> None:
-            for _ in range(entries // batch):
-                trio.leader.propose(payloads)
-                trio.settle()
+    def work() -> None:
+        for _ in range(entries // batch):
+            trio.leader.propose(payloads)
+            trio.settle()
 
-        us = _timed(entries // batch * batch, work)
-        assert trio.applied - before == 3 * (entries // batch * batch)
-        return us
-
-    return median(once() for _ in range(5))
+    us = _timed(entries // batch * batch, work)
+    assert trio.applied - before == 3 * (entries // batch * batch)
+    return us
