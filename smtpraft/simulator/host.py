@@ -86,6 +86,7 @@ class Host:
         """Is the spool's file as the last process left it? Not after a loss of power."""
         plan = world.plan
         self._rate_ppm = MILLION + (self.random.randrange(-40_000, 40_001) if plan.has("drift") else 0)
+        self._drifts = self._rate_ppm != MILLION
         self._offset_us = self.random.randrange(1, 1000) * S
         self._skew_us = 0
         self._slow = plan.has("slow") or plan.has("stall")
@@ -95,7 +96,8 @@ class Host:
 
     def monotonic_s(self) -> float:
         """Return this machine's monotonic time, in seconds; its rate is not quite everybody's."""
-        return (self._offset_us + self._timeline.now * self._rate_ppm // MILLION) / 1e6
+        now = self._timeline.now
+        return (self._offset_us + (now * self._rate_ppm // MILLION if self._drifts else now)) / 1e6
 
     def wall_s(self) -> float:
         """Return what this machine takes for the time of day."""

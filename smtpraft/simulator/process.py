@@ -88,6 +88,7 @@ class Process:
         self.host = host
         self.world = world
         self._judge: invariants.Invariants = world.invariants
+        self._crashes_at_sends = plan.has("crash-send")
         self.plan = plan
         self.id = host.id
         self.random = world.random
@@ -242,10 +243,10 @@ class Process:
             if self.core.role is Role.LEADER:
                 self._judge.after_turn(self)  # It may lead no longer when its turn comes.
             return
-        core, now = self.core, self.now_s()
+        core = self.core
         core.stamp = self.clock.now_ms()
         self.proposing.turn(self._leader_since)
-        if self.reads.has_work(now):
+        if self.reads.has_some and self.reads.has_work(now := self.now_s()):
             self._ask_reads(now)
         if not core.has_ready():
             self._judge.after_turn(self)
@@ -422,7 +423,8 @@ class Process:
     def _send(self, message: Message) -> None:
         kind = message.type
         self._judge.sent(self, message)
-        self.aim("crash-send")
+        if self._crashes_at_sends:
+            self.aim("crash-send")
         if kind is MessageType.HEARTBEAT:
             may_grant = self.core.applied_index >= self._leader_started_index
             frame = self.heartbeats.encode(message, self.now_s(), self.compaction.retain_index(), may_grant)
@@ -480,17 +482,17 @@ class Process:
         self.after(self.host.tick_us, self._tick)
         self.ticks += 1
         self.core.tick()
-        self.applier.hurry_old(self.now_s())
-        if self.world.timeline.now >= self._next_sweep:
-            self._next_sweep = self.world.timeline.now + SWEEP_US
-            now = self.now_s()
+        now, now_us = self.now_s(), self.world.timeline.now
+        self.applier.hurry_old(now)
+        if now_us >= self._next_sweep:
+            self._next_sweep = now_us + SWEEP_US
             self.proposals.sweep(now)
             self._judge_leases(now)
             self._judge_disk()
             self._found()
             self._watch_abstention()
             self.turn()
-        elif self.core.has_ready() or self.proposals.has_work(self.now_s()):
+        elif self.core.has_ready() or self.proposals.has_work(now):
             self.turn()
 
     def _found(self) -> None:

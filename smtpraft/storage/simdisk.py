@@ -21,6 +21,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from smtpraft.storage.disk import Buffer, File
@@ -56,6 +57,9 @@ class _Inode:
     seen: bytearray = field(default_factory=bytearray)
     stored: bytearray = field(default_factory=bytearray)
     unsynced: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+_split = lru_cache(maxsize=4096)(posixpath.split)
 
 
 @dataclass(slots=True)
@@ -270,11 +274,11 @@ class SimulatedDisk:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
     def _parent(self, path: str) -> _Directory:
-        return self._directory(posixpath.dirname(path))
+        return self._directory(_split(path)[0])
 
     def _inode(self, path: str) -> _Inode:
         try:
-            return self._parent(path).seen[posixpath.basename(path)]
+            return self._parent(path).seen[_split(path)[1]]
         except KeyError:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
