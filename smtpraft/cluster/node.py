@@ -14,7 +14,7 @@ from typing import Final
 
 from smtpraft import fastlog
 from smtpraft._version import __version__
-from smtpraft.cluster import envelope
+from smtpraft.cluster import envelope, snapshots
 from smtpraft.cluster.asking import Answer, encode_answer
 from smtpraft.cluster.changes import Changes, role_of
 from smtpraft.cluster.commits import CommitTimes
@@ -31,7 +31,6 @@ from smtpraft.cluster.requests import Arguments
 from smtpraft.cluster.settings import NodeOptions
 from smtpraft.cluster.snapshot_files import SnapshotFiles
 from smtpraft.cluster.snapshot_sender import Copy
-from smtpraft.cluster.snapshots import restart_log, resume_install
 from smtpraft.cluster.standing import check_standing
 from smtpraft.cluster.status import NodeStatus, PeerStatus
 from smtpraft.consensus import Role
@@ -93,9 +92,8 @@ class Node:
         )
         # A directory keeps the id of its cluster, whatever the list of peers has become since.
         options = self.options = replace(options, cluster_id=self._identity.facts.cluster_id)
-        disk = RealDisk()
-        files = SnapshotFiles(disk, str(data_dir / "snapshot"))
-        pending = await asyncio.to_thread(resume_install, files, self._machine)
+        files = SnapshotFiles(disk := RealDisk(), str(data_dir / "snapshot"))
+        pending = await asyncio.to_thread(snapshots.begin_at, files, self._machine)
         entries = fastlog.Log()
         wal, recovery = await asyncio.to_thread(
             Wal.open,
@@ -107,7 +105,7 @@ class Node:
             segment_bytes=options.segment_bytes,
             cache_bytes=options.log_cache_bytes,
             promises=str(data_dir),
-            heal=(options.has_company or self._identity.facts.company) and options.election == ELECTION_RAFT,
+            heal=(heals := (options.has_company or self._identity.facts.company) and options.election == ELECTION_RAFT),
         )
         self._wal = wal
         if recovery.damage is not None:
@@ -122,7 +120,7 @@ class Node:
         check_standing(self._identity.facts, entries, options.data_dir)
         hard_state = recovery.hard_state
         if pending is not None:
-            hard_state = await asyncio.to_thread(restart_log, files, wal, entries, hard_state, pending)
+            hard_state = await asyncio.to_thread(snapshots.complete, files, wal, entries, hard_state, pending, heals)
         self._driver = Driver(
             options, self._machine, entries, wal, hard_state, self._identity, self._carry_out, self._failed, files
         )

@@ -43,10 +43,20 @@ class SnapshotBroken(Exception):
     """What was received is not what was announced."""
 
 
+class MarkDamaged(Exception):
+    """The mark of an install is not what was written: nobody knows which snapshot was being installed."""
+
+
 class _Mark(msgspec.Struct, frozen=True):
     info: SnapshotInfo
     term: int
     vote: str
+    crc: int = -1
+    """Of the others: a digit that a disk has changed would be a term or a vote that nobody gave."""
+
+
+def _mark_sum(info: SnapshotInfo, term: int, vote: str) -> int:
+    return crc32c(msgspec.json.encode((info, term, vote)))
 
 
 class Part:
@@ -124,7 +134,7 @@ class SnapshotFiles:
         """Make the directory, remove what is of no use any more; return the install that a crash has interrupted.
 
         Raises:
-            ValueError: the mark of an install cannot be read.
+            MarkDamaged: the mark of an install is not what was written.
         """
         self._disk.make_directory(self.directory)
         self._disk.sync_directory(self.directory)  # The names seen next may be those of renames that were never synced.
@@ -136,10 +146,13 @@ class SnapshotFiles:
         if not marked:
             return None
         try:
-            mark = msgspec.json.decode(self._read(MARK), type=_Mark)
+            written = self._read(MARK)
+            mark = msgspec.json.decode(written, type=_Mark)
             info = decode_info(encode_info(mark.info))
+            if mark.crc != _mark_sum(info, mark.term, mark.vote) or written != msgspec.json.encode(mark):
+                raise ValueError("it is not what was written")
         except (ValueError, msgspec.DecodeError) as error:
-            raise ValueError(f"{self._path(MARK)} is damaged: {error}") from error
+            raise MarkDamaged(f"{self._path(MARK)}: {error}") from error
         return info, HardState(mark.term, mark.vote, info.index)
 
     def copy_path(self, id: str) -> str:
@@ -213,7 +226,8 @@ class SnapshotFiles:
             WalFull: no room for the mark; try again.
         """
         try:
-            self._write(MARK, msgspec.json.encode(_Mark(info, hard_state.term, hard_state.vote)))
+            term, vote = hard_state.term, hard_state.vote
+            self._write(MARK, msgspec.json.encode(_Mark(info, term, vote, _mark_sum(info, term, vote))))
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise WalFull(f"no room to install a snapshot in {self.directory}") from error

@@ -36,7 +36,7 @@ from smtpraft.cluster.handshake import Channel
 from smtpraft.cluster.machine import Applied, StateMachine
 from smtpraft.cluster.sessions import Sessions
 from smtpraft.cluster.settings import NodeOptions
-from smtpraft.cluster.snapshot_files import SnapshotFiles
+from smtpraft.cluster.snapshot_files import MarkDamaged, SnapshotFiles
 from smtpraft.cluster.snapshot_format import (
     FRAME_SNAPSHOT_HAVE,
     ID_BYTES,
@@ -50,7 +50,7 @@ from smtpraft.cluster.snapshot_sender import Copy, Pace, Pipe, SnapshotSender
 from smtpraft.cluster.transport import Transport
 from smtpraft.consensus import ConfState, Message, MessageType, RawNode, Role
 from smtpraft.consensus.messages import SnapshotMeta
-from smtpraft.errors import SmtpRaftError
+from smtpraft.errors import Fatal, SmtpRaftError
 from smtpraft.storage import HardState, Wal, WalWriter
 from smtpraft.types import NodeId
 
@@ -60,6 +60,10 @@ COPY_IDLE_S: Final = 60.0  # a follower that died in mid-transfer may be back by
 HOLD_S: Final = 10.0  # so long the log waits behind a copy whose transfer broke off
 MAKE_AGAIN_S: Final = 5.0  # after an attempt that failed
 _READ_BYTES: Final = 1024 * 1024
+
+
+Interrupted = tuple[SnapshotInfo, HardState]
+"""The install that a crash has interrupted: of which snapshot, and with which hard state."""
 
 
 class SnapshotUnavailable(SmtpRaftError):
@@ -81,13 +85,13 @@ def install(
     files.unmark()
 
 
-def resume_install(files: SnapshotFiles, machine: StateMachine) -> tuple[SnapshotInfo, HardState] | None:
+def resume_install(files: SnapshotFiles, machine: StateMachine) -> Interrupted | None:
     """Before the machine is opened: put the snapshot in its place if a crash has interrupted that.
 
     Returns what the log has to be restarted after, by `restart_log`; None if there is nothing to complete.
 
     Raises:
-        ValueError: the mark cannot be read.
+        MarkDamaged: the mark is not what was written.
     """
     pending = files.open()
     if pending is not None and files.ready():
@@ -100,7 +104,7 @@ def restart_log(
     wal: Wal,
     entries: fastlog.Log,
     found: HardState,
-    pending: tuple[SnapshotInfo, HardState],
+    pending: Interrupted,
 ) -> HardState:
     """Complete what `resume_install` began; return the hard state, of which the log had recovered `found`."""
     info, marked = pending
@@ -110,6 +114,46 @@ def restart_log(
     entries.restore(info.index, info.term)
     files.unmark()
     log.info("completed the install of a snapshot index=%d term=%d", info.index, info.term)
+    return state
+
+
+def begin_at(files: SnapshotFiles, machine: StateMachine) -> Interrupted | MarkDamaged | None:
+    """As `resume_install`; if nobody knows what it was that was interrupted, return that."""
+    try:
+        return resume_install(files, machine)
+    except MarkDamaged as error:
+        return error
+
+
+def complete(
+    files: SnapshotFiles,
+    wal: Wal,
+    entries: fastlog.Log,
+    found: HardState,
+    pending: Interrupted | MarkDamaged,
+    has_others: bool,
+) -> HardState:
+    """Complete what `begin_at` returned, and return the hard state.
+
+    Without the mark nobody knows where the log has to begin: the state machine may be a new one, and entries that it
+    has in another version may stand in the log. So the log goes, and with it the vote for a time, as in a node whose
+    state machine is behind its log: all comes from the others.
+
+    Raises:
+        Fatal: there are no others.
+    """
+    if not isinstance(pending, MarkDamaged):
+        return restart_log(files, wal, entries, found, pending)
+    if not has_others:
+        raise Fatal(
+            f"{pending}: it is damaged, and nobody knows which snapshot was being installed. "
+            "Restore one (`smtpraft snapshot restore`); nothing is changed"
+        )
+    log.error("damaged mark of an install: %s; the log is put aside, and all comes from the others", pending)
+    state = HardState(wal.abstain().term)
+    wal.restart(0, 0, state, keep=True)
+    entries.restore(0, 0)
+    files.unmark()
     return state
 
 

@@ -11,6 +11,7 @@ import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -49,6 +50,11 @@ def data_of(node: DemoNode) -> Path:
 def sockets(directory: str, names: list[str]) -> set[str]:
     """Return what cannot be copied."""
     return {name for name in names if (Path(directory) / name).is_socket()}
+
+
+def copy_if_there(source: str, target: str) -> None:
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, target)
 
 
 def choose(directory: Path, random: Random) -> Path:
@@ -145,7 +151,8 @@ async def test_a_node_heals_or_refuses_wherever_its_disk_was_damaged(
             victim = random.choice(stage.cluster.nodes)
             older = directory / "older"
             shutil.rmtree(older, ignore_errors=True)
-            shutil.copytree(data_of(victim), older, ignore=sockets)
+            # The node runs, and renames and removes files of its own meanwhile.
+            shutil.copytree(data_of(victim), older, ignore=sockets, copy_function=copy_if_there)
             others = stage.cluster.others(victim)
             if random.random() < 0.5:
                 (outage,) = stage.kill(victim)
@@ -231,6 +238,27 @@ async def test_a_node_whose_database_lost_the_copies_it_had_made_gets_them_again
             await load.wait_acknowledged(300)
             await load.finish()
         assert "has copies up to 0 only" in log_of(victim)
+        await stage.witness.open()
+        await stage.settle()
+        stage.journal.check_mail()
+
+
+async def test_a_node_whose_mark_of_an_install_is_damaged_gets_all_from_the_others(directory: Path) -> None:
+    async with Stage(directory, settings=SETTINGS, expected=(" ERROR ",)) as stage:
+        await stage.witness.close()
+        async with stage.load(messages=small_messages()) as load:
+            await load.wait_acknowledged(150)
+            await load.finish()
+        victim = stage.cluster.nodes[0]
+        stage.terminate(victim)
+        assert victim.process is not None
+        await asyncio.to_thread(victim.process.wait, 20)
+        (data_of(victim) / "snapshot" / "install.json").write_bytes(b'{"info": {')
+        async with stage.load(stage.cluster.others(victim), messages=small_messages()) as load:
+            assert await start_again(stage, victim, "half a mark") == "healed"
+            await load.wait_acknowledged(100)
+            await load.finish()
+        assert "damaged mark of an install" in log_of(victim)
         await stage.witness.open()
         await stage.settle()
         stage.journal.check_mail()

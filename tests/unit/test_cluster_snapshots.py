@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smtpraft.cluster import snapshot_files
 from smtpraft.cluster.machine import Applied, Item
-from smtpraft.cluster.snapshot_files import SnapshotBroken, SnapshotFiles
+from smtpraft.cluster.snapshot_files import MarkDamaged, SnapshotBroken, SnapshotFiles
 from smtpraft.cluster.snapshot_format import (
     FRAME_SNAPSHOT_BEGIN,
     FRAME_SNAPSHOT_CHUNK,
@@ -32,8 +32,9 @@ from smtpraft.cluster.snapshot_format import (
     encode_have,
     encode_info,
 )
-from smtpraft.cluster.snapshots import install, restart_log, resume_install
+from smtpraft.cluster.snapshots import begin_at, complete, install, restart_log, resume_install
 from smtpraft.consensus import ConfState
+from smtpraft.errors import Fatal
 from smtpraft.fastlog import ENTRY_NORMAL, CorruptFrame, Log, crc32c
 from smtpraft.storage import HardState, Wal, WalFull
 from smtpraft.storage.simdisk import Operation, Outcome, PowerCut, SimulatedDisk
@@ -334,6 +335,48 @@ def test_an_install_that_is_cut_off_anywhere_is_old_or_new_after_the_start(outco
     else:
         raise AssertionError("it never came to an end")
     assert seen == {0, 100}
+
+
+def test_a_mark_that_the_disk_has_changed_is_no_mark() -> None:
+    """Every bit of it: a digit that is another would be a term, a vote or an index that nobody gave."""
+    path = "/data/snapshot/install.json"
+    disk = SimulatedDisk()
+    machine, files, wal = behind(disk)
+    files.mark(described(), NEW[3])
+    wal.close()
+    size = 8 * len(disk.contents(path))
+    assert isinstance(begin_at(files, machine), tuple)
+    for bit in range(size):
+        disk.flip(path, bit)
+        assert isinstance(begin_at(files, machine), MarkDamaged), bit
+        disk.flip(path, bit)
+    assert isinstance(begin_at(files, machine), tuple)
+
+
+def test_without_the_mark_a_node_abstains_until_it_has_all_from_the_others() -> None:
+    """Which entries its new state replaces nobody knows: it must not vote, nor answer, with what stands in its log."""
+    disk = SimulatedDisk()
+    machine, files, wal = behind(disk)
+    files.mark(described(), NEW[3])
+    machine.install_snapshot(files.ready_path)  # and the log is the old one
+    wal.close()
+    disk.flip("/data/snapshot/install.json", 200)
+    pending = begin_at(files, machine)
+    assert isinstance(pending, MarkDamaged)
+    wal, found, entries = open_wal(disk)
+    with pytest.raises(Fatal, match=r"Restore one .*nothing is changed"):
+        complete(files, wal, entries, found, pending, has_others=False)
+    assert entries.last_index == 5
+    state = complete(files, wal, entries, found, pending, has_others=True)
+    assert (state.term, state.vote, state.commit) == (3, "", 0)
+    assert (entries.prev_index, entries.last_index) == (0, 0)
+    assert wal.abstain_term == 2
+    wal.close()
+    assert disk.list_directory("/data/snapshot") == []
+    after = disk.crash(Outcome.NOTHING)
+    wal, found, entries = open_wal(after)
+    assert (found.term, found.vote, entries.last_index, wal.abstain_term) == (3, "", 0, 2)
+    wal.close()
 
 
 def test_without_room_the_install_waits_and_is_repeated() -> None:
