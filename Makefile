@@ -11,7 +11,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h \
 	smtpraft/smtp/_fastscan.pyx smtpraft/smtp/_fastscan.h smtpraft/cli/bench/_fastload.pyx \
 	smtpraft/storage/_fastwal.pyx smtpraft/storage/_fastwal.h \
-	$(wildcard smtpraft/consensus/*.py smtpraft/consensus/*.pxd)
+	$(wildcard smtpraft/consensus/*.py smtpraft/consensus/*.pxd smtpraft/smtp/*.py smtpraft/smtp/*.pxd)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
@@ -118,5 +118,5 @@ lint: .venv/.lint
 
 clean:
 	rm -rf .venv build dist site .screenshots smtpraft.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/_fastscan.*.so smtpraft/storage/_fastwal.c smtpraft/storage/_fastwal.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so smtpraft/consensus/*.so
+	rm -f smtpraft/_fastlog.c smtpraft/_fastlog.*.so smtpraft/smtp/_fastscan.c smtpraft/smtp/*.so smtpraft/storage/_fastwal.c smtpraft/storage/_fastwal.*.so smtpraft/cli/bench/_fastload.c smtpraft/cli/bench/_fastload.*.so smtpraft/consensus/*.so
 	find smtpraft tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,11 +33,12 @@ EXTENSIONS = (
     ("smtpraft.cli.bench._fastload", (), "-O2", True),
 )
 
-# The consensus core: plain Python, compiled as it is, with the types that the .pxd beside each module gives. All of it
-# or none: the modules call each other in C. No `annotation_typing`: an annotation is for people and mypy, and `int`
-# there is any integer. `overflowcheck`: what does not fit into 64 bits is an error, never a smaller number.
-# Not in the abi3 wheel: through the limited API it is no faster than the plain half.
+# The consensus core, and the SMTP session: plain Python, compiled as it is, with the types that the .pxd beside each
+# module gives. All of it or none: the modules call each other in C. No `annotation_typing`: an annotation is for people
+# and mypy, and `int` there is any integer. `overflowcheck`: what does not fit into 64 bits is an error, never a smaller
+# number. Not in the abi3 wheel: through the limited API it is no faster than the plain half.
 CORE = ("follower", "leader", "messages", "progress", "raft", "raftlog", "rawnode", "tracker")
+SESSION = ("fast", "memory", "protocol")
 CORE_DIRECTIVES = {"annotation_typing": False, "overflowcheck": True, "initializedcheck": False}
 # Of messages.py, whose classes are made many times in every turn: keep some that are free, and tell the garbage
 # collector of none, for none of them is in a cycle. Cython wants both said of a class, and passes them over in a .pxd.
@@ -118,11 +119,12 @@ def extensions() -> list[Extension]:
     ]
     core = [
         Extension(
-            f"smtpraft.consensus.{name}",
-            [f"smtpraft/consensus/{name}.py"],
+            f"smtpraft.{package}.{name}",
+            [f"smtpraft/{package}/{name}.py"],
             extra_compile_args=["-O2", "-fno-strict-aliasing", "-g0"],
         )
-        for name in CORE
+        for package, names in (("consensus", CORE), ("smtp", SESSION))
+        for name in names
         if not limited
     ]
     if METADATA & set(sys.argv):

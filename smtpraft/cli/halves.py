@@ -1,8 +1,8 @@
 """Which parts run compiled, and whether that is all that could.
 
-Each part has a plain twin that does the same; what is there is decided where each is imported (`fastlog`,
-`consensus._half`, `smtp.scan`, `storage.fastwriter`). A wheel for all CPythons from 3.12 on (abi3) has the log and its
-writer only, for the limited API makes the others no faster: such a node is as compiled as it can be.
+Each part has a plain twin that does the same; what is there is decided where each is imported (`fastlog`, `smtp.scan`,
+`storage.fastwriter`, and `_half` for the core and the session). A wheel for all CPythons from 3.12 on (abi3) has the
+log and its writer only, for the limited API makes the others no faster: such a node is as compiled as it can be.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Final
 
-from smtpraft import consensus, fastlog
+from smtpraft import consensus, fastlog, smtp
 from smtpraft.smtp import scan
 from smtpraft.storage import fastwriter
 
@@ -24,6 +24,7 @@ def parts() -> dict[str, bool]:
         "log": fastlog.COMPILED,
         "core": consensus.COMPILED,
         "scanner": scan.COMPILED,
+        "session": smtp.COMPILED,
         "writer": fastwriter.COMPILED,
     }
 
@@ -38,7 +39,7 @@ def complete(found: Mapping[str, bool], *, abi3: bool | None = None) -> bool:
 
 
 def words(found: Mapping[str, bool]) -> str:
-    """Return `yes`, `no` or `log, writer but not core, scanner`."""
+    """Return `yes`, `no` or `log, writer but not core, scanner, session`."""
     compiled, plain = ([name for name, runs in found.items() if runs is which] for which in (True, False))
     if compiled and plain:
         return f"{', '.join(compiled)} but not {', '.join(plain)}"

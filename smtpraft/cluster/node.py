@@ -303,7 +303,7 @@ class Node:
     @property
     def short_of_room(self) -> bool:
         """Whether this node's disk has too little room for new commands of its own; votes and reads go on."""
-        return self._is_running() and self._driver.disk.short_of_room
+        return self._driver.disk.short_of_room and self._is_running()
 
     async def wait_quorum(self, timeout_s: float) -> bool:
         """Wait until `has_quorum`, at most `timeout_s`; return whether it came."""

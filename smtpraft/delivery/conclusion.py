@@ -81,7 +81,7 @@ class Concluder:
         return delays[attempts]
 
     def _count(self, result: Result) -> None:
-        name = "bounced" if result.state is spool.RecipientState.FAILED else result.state.value
+        name = "bounced" if result.state is spool.RecipientState.FAILED else result.state
         self._metrics.recipients[name] += 1
 
     def _notification(

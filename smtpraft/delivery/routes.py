@@ -50,6 +50,9 @@ class Destination:
     path: str = ""
     """A Unix socket, or a Maildir with `{domain}` and `{local_part}` in it."""
 
+    def __hash__(self) -> int:
+        return hash((self.host, self.port, self.path))  # asked for with each message: that of an enum is no cheap one
+
     def __str__(self) -> str:
         match self.transport:
             case Transport.DISCARD:

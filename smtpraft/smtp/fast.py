@@ -9,12 +9,13 @@ bounce good mail; once a message was handed over, nothing is said but what the c
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
-from smtpraft.smtp.command import CommandRefused, parse_rcpt
+from smtpraft.smtp.command import COMMAND_BYTES_MAX, CommandRefused, parse_rcpt
 from smtpraft.smtp.connection import SessionOver, Transaction
 from smtpraft.smtp.faults import BareOctet, LineFault
 from smtpraft.smtp.protocol import FastConnection
@@ -32,10 +33,8 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class FastSession(FastConnection, SessionRules):
-    """One session, from greeting to QUIT."""
-
-    listener = ""
+class CommandSession(FastConnection, SessionRules):
+    """One session, from greeting to QUIT; `FastSession` is what a transport connects to."""
 
     def _go_on(self) -> None:
         """Carry out every complete command that was received, until something must be waited for."""
@@ -55,7 +54,8 @@ class FastSession(FastConnection, SessionRules):
             if isinstance(command, LineFault):
                 self._error(f"500 5.5.2 Error: {command.value}")
             else:
-                self._run_command(*command)
+                verb, argument, line_bytes = command
+                self._run_command(verb, argument, line_bytes)
         if self._busy:
             return
         # The time counts from the last complete command: a line that comes letter by letter gains none.
@@ -72,12 +72,14 @@ class FastSession(FastConnection, SessionRules):
         elif self._writing_paused:
             self._wait_for_command()  # until it takes its replies
         else:
-            self._run(None)
+            self._run()
 
     def _run_command(self, verb: bytes, argument: str | None, line_bytes: int) -> None:
-        method = self._method(verb, argument, line_bytes)
-        if method is None:
-            return
+        method = self._methods.get(verb)
+        if method is None or argument is None or line_bytes > COMMAND_BYTES_MAX:
+            method = self._method(verb, argument, line_bytes)
+            if method is None:
+                return
         try:
             method(self, argument)
         except CommandRefused as refused:
@@ -122,8 +124,10 @@ class FastSession(FastConnection, SessionRules):
 
     def smtp_DATA(self, argument: str) -> None:
         reserve_bytes = self._check_data(argument)
-        if self._reserve(reserve_bytes, self._begin_content, begun=False):
+        if self._reserve(reserve_bytes, False):
             self._begin_content(True)
+        else:
+            self._wait_for_room(reserve_bytes, self._begin_content, False)
 
     def _begin_content(self, has_room: bool) -> None:
         if not has_room:
@@ -143,6 +147,7 @@ class FastSession(FastConnection, SessionRules):
         self._took_content(content, self._scanned(content.filled, count))
 
     def _scanned(self, scan: Callable[[_T], bool], what: _T) -> bool:
+        """Let the scanner see what came; return whether the content is complete."""
         try:
             return scan(what)
         except BareOctet:
@@ -155,15 +160,20 @@ class FastSession(FastConnection, SessionRules):
             missing = content.size_bytes - self._reserved_bytes
             if missing > 0:
                 step = max(missing, min(RESERVE_BYTES, content.size_max_bytes - self._reserved_bytes))
-
-                def go_on(has_room: bool) -> None:
-                    if not has_room:
-                        content.forget()
-                    self._kept_content(content, complete)
-
-                if not self._reserve(step, go_on, begun=True):
+                if not self._reserve(step, True):
+                    self._wait_for_more(content, complete, step)
                     return
         self._kept_content(content, complete)
+
+    def _wait_for_more(self, content: ContentReader, complete: bool, size_bytes: int) -> None:
+        """What came of the content finds no room yet."""
+
+        def go_on(has_room: bool) -> None:
+            if not has_room:
+                content.forget()
+            self._kept_content(content, complete)
+
+        self._wait_for_room(size_bytes, go_on, True)
 
     def _kept_content(self, content: ContentReader, complete: bool) -> None:
         if content.forgotten:
@@ -238,4 +248,10 @@ class FastSession(FastConnection, SessionRules):
         self._answer(envelope, reply, monotonic() - dot_at)
 
 
-FastSession._methods = methods_of(SessionRules, FastSession)
+class FastSession(CommandSession, asyncio.BufferedProtocol):
+    """The session as a protocol: a class of Python's own, which asyncio looks for, and others may derive from."""
+
+    listener = ""
+
+
+FastSession._methods = methods_of(SessionRules, CommandSession, FastSession)

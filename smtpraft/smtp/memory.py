@@ -24,11 +24,14 @@ class MemoryBudget:
         self._begun: deque[Request] = deque()
         self._new: deque[Request] = deque()
 
-    def try_reserve(self, size_bytes: int, *, begun: bool = False) -> bool:
+    def try_reserve(self, size_bytes: int, begun: bool = False) -> bool:
         """Take `size_bytes` if they are free and nobody is before us. More than there is: once everything is free."""
-        if self._begun or (self._new and not begun) or not self._fits(size_bytes):
+        if self._begun or (self._new and not begun):
             return False
-        self.used_bytes += size_bytes
+        used_bytes = self.used_bytes
+        if used_bytes and used_bytes + size_bytes > self.bytes_max:
+            return False
+        self.used_bytes = used_bytes + size_bytes
         return True
 
     async def reserve(self, size_bytes: int, timeout_s: float, *, begun: bool = False) -> bool:
@@ -64,7 +67,8 @@ class MemoryBudget:
         """Give `size_bytes` back."""
         self.used_bytes -= size_bytes
         assert self.used_bytes >= 0, self.used_bytes
-        self._serve()
+        if self._begun or self._new:
+            self._serve()
 
     def _fits(self, size_bytes: int) -> bool:
         return self.used_bytes + size_bytes <= self.bytes_max or self.used_bytes == 0

@@ -39,8 +39,8 @@ from smtpraft.smtp.scan import CommandLines, ContentReader
 log = logging.getLogger(__name__)
 
 
-class FastConnection(asyncio.BufferedProtocol):
-    """Created by the listener for each connection; `FastSession` knows the commands."""
+class FastConnection:
+    """A buffered protocol of asyncio's, created by the listener for each connection; `fast` knows the commands."""
 
     session: Client
 
@@ -54,6 +54,8 @@ class FastConnection(asyncio.BufferedProtocol):
         self._handler = host.handler
         self._settings = host.settings
         self._statistics = host.statistics
+        self._memory = host.memory
+        self._buffer = host.buffer
         self._lines = CommandLines()
         self._replies: list[bytes] = []
         self._content: ContentReader | None = None  # while it is received
@@ -69,9 +71,9 @@ class FastConnection(asyncio.BufferedProtocol):
         self._reserved_bytes = 0
         self._request: Request | None = None  # for more of that, while it is waited for
         self._request_timer: asyncio.TimerHandle | None = None
-        self._waiting_since = loop.time()
-        self._wait_max_s = host.settings.command_timeout_s
-        self._wait_max_stressed_s = STRESS_TIMEOUT_S
+        self._command_s = host.settings.command_timeout_s
+        self._command_stressed_s = min(self._command_s, STRESS_TIMEOUT_S)
+        self._wait_for_command()
 
     # What the transport calls.
 
@@ -93,20 +95,20 @@ class FastConnection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         content = self._content
-        return self._host.buffer if content is None or self._busy else content.room()
+        return self._buffer if content is None or self._busy else content.room()
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing or self._lost:
             return  # read only so that the last reply arrives
         content = self._content
         if content is not None and not self._busy:
-            self._run(self._take_content, nbytes)
+            self._run(nbytes)
             return
-        self._lines.feed(bytes(self._host.buffer[:nbytes]))
+        self._lines.feed(bytes(self._buffer[:nbytes]))
         if self._busy or self._writing_paused:
             self._pause_reading()  # what it says now can wait in the kernel
         else:
-            self._run(None)
+            self._run()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -114,7 +116,7 @@ class FastConnection(asyncio.BufferedProtocol):
             if self.transport is not None:
                 self.transport.close()
         elif not self._busy and not self._lost:
-            self._run(None)
+            self._run()
         return True  # it may have closed only its half: commands it has sent are answered
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -134,7 +136,7 @@ class FastConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         if not self._busy and not self._closing and not self._lost:
-            self._run(None)
+            self._run()
 
     # What the server asks.
 
@@ -156,7 +158,7 @@ class FastConnection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """Say 421 now if the session is idle, or as soon as the message under way is answered."""
         if self._content is None and not self._busy and not self._closing:
-            self._run(None)
+            self._run()
 
     def abort(self) -> None:
         """Cut the connection. What was handed over goes on and is waited for."""
@@ -190,13 +192,18 @@ class FastConnection(asyncio.BufferedProtocol):
 
     # What the commands use.
 
-    def _run(self, act: Callable[..., None] | None, *arguments: object) -> None:
-        """Do `act`, then carry out what the client has said, and answer it. Nothing escapes but the session's end."""
+    def _run(self, received: int = -1, go_on: Callable[[bool], None] | None = None, has_room: bool = False) -> None:
+        """Carry out what the client has said, and answer it. Nothing escapes but the session's end.
+
+        First take so many bytes of content, if any were received; or let `go_on` hear whether there is room for it.
+        """
         if self._closing:
             return
         try:
-            if act is not None:
-                act(*arguments)
+            if received >= 0:
+                self._take_content(received)
+            elif go_on is not None:
+                go_on(has_room)
             self._go_on()
         except SessionOver as over:
             log.debug("session over client=%s reason=%r", self.session.client_host, over.reason or over.reply)
@@ -237,14 +244,14 @@ class FastConnection(asyncio.BufferedProtocol):
             self._reading_paused = True
             self.transport.pause_reading()
 
-    def _start_wait(self, wait_max_s: float, wait_max_stressed_s: float | None = None) -> None:
+    def _start_wait(self, wait_max_s: float) -> None:
         self._waiting_since = self.loop.time()
-        self._wait_max_s = wait_max_s
-        self._wait_max_stressed_s = wait_max_s if wait_max_stressed_s is None else wait_max_stressed_s
+        self._wait_max_s = self._wait_max_stressed_s = wait_max_s
 
     def _wait_for_command(self) -> None:
-        command_s = self._settings.command_timeout_s
-        self._start_wait(command_s, min(command_s, STRESS_TIMEOUT_S))
+        self._waiting_since = self.loop.time()
+        self._wait_max_s = self._command_s
+        self._wait_max_stressed_s = self._command_stressed_s
 
     def _flush(self) -> None:
         replies = self._replies
@@ -257,12 +264,16 @@ class FastConnection(asyncio.BufferedProtocol):
         """Answer with one line, without its CRLF. It leaves with the next flush."""
         self._replies.append(reply.encode() + b"\r\n")
 
-    def _reserve(self, size_bytes: int, go_on: Callable[[bool], None], *, begun: bool) -> bool:
-        """Take memory for content. False: the session is busy waiting for it, and `go_on` hears whether it got it."""
-        memory = self._host.memory
-        if memory.try_reserve(size_bytes, begun=begun):
-            self._reserved_bytes += size_bytes
-            return True
+    def _reserve(self, size_bytes: int, begun: bool) -> bool:
+        """Take memory for content, if it is to be had now; else `_wait_for_room`."""
+        if not self._memory.try_reserve(size_bytes, begun):
+            return False
+        self._reserved_bytes += size_bytes
+        return True
+
+    def _wait_for_room(self, size_bytes: int, go_on: Callable[[bool], None], begun: bool) -> None:
+        """Wait, busy, for memory that `_reserve` did not get; `go_on` hears whether it came."""
+        memory = self._memory
         self._busy = True
         self._pause_reading()
         self._flush()
@@ -283,21 +294,20 @@ class FastConnection(asyncio.BufferedProtocol):
                 self._request = None
                 is_granted = False
             self._busy = False
-            self._run(go_on, is_granted)
+            self._run(-1, go_on, is_granted)
 
         self._request = memory.ask(size_bytes, granted, begun=begun)
         timer = self._request_timer = self.loop.call_later(MEMORY_WAIT_S, over, True)
-        return False
 
     def _release(self) -> None:
         if self._request_timer is not None:
             self._request_timer.cancel()
             self._request_timer = None
         if self._request is not None:
-            self._host.memory.withdraw(self._request)
+            self._memory.withdraw(self._request)
             self._request = None
         if self._reserved_bytes:
-            self._host.memory.release(self._reserved_bytes)
+            self._memory.release(self._reserved_bytes)
             self._reserved_bytes = 0
 
     def _finish(self, last_reply: str, polite: bool) -> None:

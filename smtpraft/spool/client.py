@@ -145,8 +145,10 @@ class SpoolClient:
         answered = answering(done)
         try:
             if fits_one_entry(envelope, content):
-                command = commands.encode_accept(envelope, content)
-                self._node.propose(command, answered, deadline_s=deadline_s, foreseen=self._foreseen(command))
+                header = commands.accept_header(envelope)
+                command = commands.encode_acceptance(header, content)
+                foreseen = self._foreseen_of(header, sum(map(len, content)), len(command))
+                self._node.propose(command, answered, deadline_s=deadline_s, foreseen=foreseen)
                 return
         except Exception as error:
             done(None, error)
@@ -188,7 +190,12 @@ class SpoolClient:
         _, header, body_offset = decoded
         if not isinstance(header, AcceptHeader) or header.upload or header.chunk_count or not header.recipients:
             return None
-        machine, body_bytes = self._machine, len(command) - body_offset
+        return self._foreseen_of(header, len(command) - body_offset, len(command))
+
+    def _foreseen_of(self, header: AcceptHeader, body_bytes: int, command_bytes: int) -> Callable[[int], object]:
+        """As `_foreseen`, of a command of so many bytes, which end with those of the body."""
+        machine = self._machine
+        body_offset = command_bytes - body_bytes
 
         def foreseen(index: int) -> MessageId:
             if self._loop is not None and self._committed_subscribers:

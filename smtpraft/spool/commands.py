@@ -179,23 +179,16 @@ def _encode(op: int, header: Header, body: Sequence[bytes | memoryview] = ()) ->
     return b"".join((_PREFIX.pack(op, _VERSIONS[op], len(head)), head, *body))
 
 
-def encode_accept(
-    envelope: Envelope,
-    body: Sequence[bytes | memoryview],
-    *,
-    upload: int = 0,
-    chunk_count: int = 0,
-    chunk_bytes: int = 0,
-) -> bytes:
-    """Return the command that queues a message: the chunks of `upload`, then `body`.
+def accept_header(envelope: Envelope, *, upload: int = 0, chunk_count: int = 0, chunk_bytes: int = 0) -> AcceptHeader:
+    """Return an envelope as it goes into a command.
 
     Raises:
-        ValueError: an address or name cannot be written in UTF-8, or there is no recipient.
+        ValueError: there is no recipient.
     """
     if not envelope.recipients:
         raise ValueError("a message needs a recipient")
     flags = (FLAG_SMTPUTF8 if envelope.smtputf8 else 0) | (FLAG_8BITMIME if envelope.body_8bitmime else 0)
-    header = AcceptHeader(
+    return AcceptHeader(
         envelope.sender,
         list(envelope.recipients),
         flags,
@@ -206,7 +199,28 @@ def encode_accept(
         chunk_count,
         chunk_bytes,
     )
+
+
+def encode_acceptance(header: AcceptHeader, body: Sequence[bytes | memoryview]) -> bytes:
+    """Return the command that queues a message: the chunks of its upload, then `body`.
+
+    Raises:
+        ValueError: an address or name cannot be written in UTF-8.
+    """
     return _encode(ACCEPT, header, body)
+
+
+def encode_accept(
+    envelope: Envelope,
+    body: Sequence[bytes | memoryview],
+    *,
+    upload: int = 0,
+    chunk_count: int = 0,
+    chunk_bytes: int = 0,
+) -> bytes:
+    """Both in one. Raises ValueError as they do."""
+    header = accept_header(envelope, upload=upload, chunk_count=chunk_count, chunk_bytes=chunk_bytes)
+    return encode_acceptance(header, body)
 
 
 def encode_chunk(upload: int, number: int, body: Sequence[bytes | memoryview]) -> bytes:

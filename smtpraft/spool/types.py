@@ -135,9 +135,10 @@ class RecipientState(enum.StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
 
-    @property
-    def final(self) -> bool:
-        return self not in (RecipientState.QUEUED, RecipientState.DEFERRED)
+    final: bool
+
+    def __init__(self, name: str) -> None:
+        self.final = name not in ("queued", "deferred")  # no property: each recipient is asked again and again
 
 
 class Recipient(msgspec.Struct, frozen=True, gc=False):
@@ -194,7 +195,7 @@ class MessageInfo(msgspec.Struct, frozen=True, gc=False):
     @property
     def open_recipients(self) -> tuple[Recipient, ...]:
         """Those still to be delivered to."""
-        return tuple(recipient for recipient in self.recipients if not recipient.state.final)
+        return tuple([recipient for recipient in self.recipients if not recipient.state.final])
 
     @property
     def next_attempt_ms(self) -> int:

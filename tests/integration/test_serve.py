@@ -220,7 +220,7 @@ def test_pure_python_is_said_once_and_json_logs_are_json(tmp_path: Path) -> None
         records = [json.loads(line) for line in node.log.splitlines()]
         warnings = [str(record) for record in records if record["level"] == "WARNING"]
         assert len(warnings) == 1
-        assert "the compiled half of log, core, scanner, writer" in warnings[0]
+        assert "the compiled half of log, core, scanner, session, writer" in warnings[0]
         node.process.send_signal(signal.SIGINT)
         assert node.ended() == 0
 

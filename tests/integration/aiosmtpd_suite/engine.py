@@ -16,7 +16,7 @@ from typing import Any
 
 from smtpraft.config import ENGINE_AIOSMTPD, ENGINE_FAST, SmtpSettings
 from smtpraft.smtp.connection import AnySession, Client, Transaction
-from smtpraft.smtp.fast import FastSession
+from smtpraft.smtp.fast import CommandSession, FastSession
 from smtpraft.smtp.handler import MailHandler
 from smtpraft.smtp.rules import SessionRules, methods_of
 from smtpraft.smtp.server import SmtpServer
@@ -122,7 +122,8 @@ def _settings(engine: str, size_limit: int | None, hostname: str | None, timeout
 @cache
 def engine_class(engine: str) -> type:
     """Return the class that stands in for aiosmtpd's, on one of our engines. It can be subclassed as theirs."""
-    base: Any = {ENGINE_FAST: FastSession, ENGINE_AIOSMTPD: SmtpSession}[engine]
+    parents: Any = {ENGINE_FAST: (CommandSession, FastSession), ENGINE_AIOSMTPD: (SmtpSession,)}[engine]
+    base: Any = parents[-1]
 
     class SMTP(base):  # type: ignore[misc]
         def __init__(
@@ -144,7 +145,7 @@ def engine_class(engine: str) -> type:
             self.event_handler = handler
 
         def __init_subclass__(cls) -> None:
-            cls._methods = methods_of(SessionRules, base, cls)
+            cls._methods = methods_of(SessionRules, *parents, cls)
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             # The listener has no name here.

@@ -9,16 +9,24 @@ from types import ModuleType
 
 import pytest
 
-from smtpraft.config import ENGINES
+from smtpraft.config import ENGINE_FAST, ENGINES
+from smtpraft.smtp import COMPILED, server
 
+from .halves import plain_modules
 from .peer import Peer
 
+PLAIN = f"{ENGINE_FAST}, plain"
 
-@pytest.fixture(params=ENGINES)
+
+@pytest.fixture(params=[*ENGINES, *([PLAIN] if COMPILED else [])])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The engine that every `Peer` of the test talks to."""
-    monkeypatch.setattr(Peer, "engine", request.param)
-    return str(request.param)
+    """The engine that every `Peer` of the test talks to: each of them, and what the compiled one is made of."""
+    name = str(request.param)
+    if name == PLAIN:
+        name = ENGINE_FAST
+        monkeypatch.setattr(server, "FastSession", plain_modules()["fast"].FastSession)
+    monkeypatch.setattr(Peer, "engine", name)
+    return name
 
 
 @pytest.fixture(params=["_purescan", "_fastscan"], scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from smtpraft.smtp import protocol, session
 from smtpraft.smtp.connection import DATA_BYTES_PER_S_MIN, DATA_GRACE_S, LINGER_S, STRESS_TIMEOUT_S
 from smtpraft.smtp.rules import (
     ERRORS_MAX,
@@ -16,6 +17,7 @@ from smtpraft.smtp.rules import (
     RECIPIENTS_REFUSED_MAX,
 )
 
+from .halves import plain_modules
 from .peer import MAIL, RCPT, Peer, codes
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -81,8 +83,8 @@ async def test_a_stranger_may_only_send_here() -> None:
 
 
 async def test_memory_for_content_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for engine in ("session", "protocol"):
-        monkeypatch.setattr(f"smtpraft.smtp.{engine}.MEMORY_WAIT_S", 0.01)
+    for module in (session, protocol, plain_modules()["protocol"]):
+        monkeypatch.setattr(module, "MEMORY_WAIT_S", 0.01)
     peer = Peer(max_inflight_bytes=100_000, max_message_bytes=90_000)
     budget = peer.server.memory
     assert budget.try_reserve(60_000)  # other sessions
