@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smtpraft._half import choose, is_compiled
+from smtpraft.half import choose, is_compiled
 
 choose(__file__)
 

@@ -19,18 +19,19 @@ LIBRARY: Final = {"consensus", "storage", "cluster", "fastlog", "config", *BOTTO
 MAY_IMPORT: Final = {
     "cli": {"smtp", "delivery", "admin", "spool", "simulator", "version", *LIBRARY},
     "simulator": {"smtp", "delivery", "admin", "spool", "version", *LIBRARY},
-    "smtp": {"spool", "version", *LIBRARY},
+    "smtp": {"spool", "half", "version", *LIBRARY},
     "delivery": {"spool", "version", *LIBRARY},
     "admin": {"spool", "version", *LIBRARY},
     "spool": LIBRARY,
     "cluster": {"version", *LIBRARY} - {"cluster"},
-    "consensus": {"fastlog", *BOTTOM},
+    "consensus": {"fastlog", "half", *BOTTOM},
     "storage": {"fastlog", *BOTTOM},
     "fastlog": {"errors"},
     "config": BOTTOM,
     "types": set(),
     "errors": set(),
     "version": set(),
+    "half": set(),
 }
 
 # Modules beside the rooms, and the room that each is part of.
