@@ -73,15 +73,17 @@ class Reader:
         """
         if self._connection is None:
             return
-        self._go_on.clear()
         suspended = threading.Event()
+        # One for each time: the thread may get no further than to say that it is done before the file is open again,
+        # and to be closed once more; if it found one event cleared anew, it would wait for ever, and who suspends, too.
+        go_on = self._go_on = threading.Event()
 
         def wait() -> None:
             assert self._connection is not None
             self._connection.close()
             self._connection = None
             suspended.set()
-            self._go_on.wait()
+            go_on.wait()
 
         self.executor.submit(wait)
         suspended.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import apsw
@@ -13,6 +14,7 @@ from smtpraft.fastlog import Compacted
 from smtpraft.spool import snapshot
 from smtpraft.spool.client import SpoolClient
 from smtpraft.spool.machine import SpoolMachine
+from smtpraft.spool.reader import Reader
 from smtpraft.spool.store import RotError
 from smtpraft.spool.types import Changes, Recipient, delivered, number_of
 
@@ -104,6 +106,40 @@ async def test_queries_wait_while_a_snapshot_takes_its_place(bench: Bench, tmp_p
     info = await asking
     assert info is not None
     assert info.id == message
+
+
+class Slow(threading.Event):
+    """What a reader's thread waits for only after the machine has given its time to others."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if threading.current_thread().name.startswith("spool-reader"):
+            time.sleep(0.1)
+        return super().wait(timeout)
+
+
+def test_a_reader_that_is_slow_to_wait_does_not_miss_that_the_file_is_open(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has closed the file and said so; before it waits, the file is open again and to be closed once more."""
+    monkeypatch.setattr(threading, "Event", Slow)
+    reader = Reader(str(tmp_path / "spool.db"))
+
+    def twice() -> None:
+        reader.open()
+        reader.suspend()
+        reader.open()
+        reader.suspend()
+        reader.open()
+
+    thread = threading.Thread(target=twice, daemon=True)
+    thread.start()
+    thread.join(10)
+    stuck = thread.is_alive()
+    if stuck:
+        reader._go_on.set()  # for the test to end
+        thread.join(10)
+    reader.close()
+    assert not stuck
 
 
 def test_an_old_log_of_sqlite_is_not_taken_for_the_new_ones(bench: Bench, tmp_path: Path) -> None:
