@@ -135,6 +135,7 @@ def _begin_anew(info: SnapshotInfo, machine: StateMachine) -> tuple[int, int]:
         sessions.members = Members()  # The new leader writes down who the configuration says they are.
         index, term = info.index + 1, info.term + 1
         machine.apply([Skipped(index, term, 0, 0)], sessions.encode())
+        machine.before_compaction(index)  # no log will ever have these entries
         if machine.checkpoint() < index:
             raise OSError("no room to sync the restored state")
     finally:

@@ -91,7 +91,7 @@ class Applied:
     index: int
     notes: bytes
     copied_index: int | None = None
-    """Of entries up to here it needs nothing any more, for `before_compaction` has copied it; None: it reads no entries
+    """Of entries up to here it needs nothing any more, or `before_compaction` has copied it; None: it reads no entries
     again. A log that begins later than that belongs to a newer state of the machine than the one that it has."""
 
 

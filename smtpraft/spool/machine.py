@@ -87,6 +87,7 @@ class SpoolMachine:
         try:
             with self._damage_named():
                 meta = self._store.open()
+                needed = self._store.needed_from(meta.copied_index)
                 self._restore()
                 self.reader.open()
                 self._checkpointer.open()
@@ -100,7 +101,7 @@ class SpoolMachine:
             tell(Changes(meta.applied_index, resync=True))
         self._installed = False
         log.info("spool open path=%s applied_index=%d counters=%s", self._path, self._applied_index, meta.counters)
-        return Applied(meta.applied_index, meta.notes, meta.copied_index)
+        return Applied(meta.applied_index, meta.notes, meta.applied_index if needed is None else needed - 1)
 
     @contextmanager
     def _damage_named(self) -> Iterator[None]:

@@ -432,6 +432,17 @@ class Store:
         ]
         return sorted(parts, key=lambda part: part.number)
 
+    def needed_from(self, after_index: int) -> int | None:
+        """Return the index of the first entry behind `after_index` that holds some of a living body; None: none."""
+        after = (after_index + 1,)
+        messages = self._cursor.execute(
+            f"SELECT id >> {ORDINAL_BITS} FROM messages"
+            f" WHERE id >= ? << {ORDINAL_BITS} AND body_bytes > 0 ORDER BY id LIMIT 1",
+            after,
+        ).fetchall()
+        chunks = self._cursor.execute("SELECT entry FROM chunks WHERE entry >= ? ORDER BY entry LIMIT 1", after)
+        return min((cast(int, entry) for (entry,) in (*messages, *chunks)), default=None)
+
     def put_body(self, part: int, content: bytes | memoryview) -> None:
         self._cursor.execute("INSERT OR REPLACE INTO bodies VALUES (?, ?, ?)", (part, content, body_sum(part, content)))
 

@@ -593,7 +593,7 @@ def test_a_fresh_machine_has_applied_nothing(tmp_path: Path) -> None:
     bench.machine.close()
     again = Bench(str(tmp_path / "spool.db"))
     again.machine.close()
-    assert again.machine.open() == Applied(1, b"the cluster's", 0)
+    assert again.machine.open() == Applied(1, b"the cluster's", 1)
     again.machine.close()
 
 
