@@ -97,6 +97,12 @@ def _store(raft: Raft, message: Message) -> int:
     if block_range(block)[3] > message.term:
         raise InvalidMessage(f"entries of a later term than their leader's, {message.term}")
     raft.leaving(new, log.last_index)
+    if not raft.as_reference:
+        # What goes before it is written is not on the disk when the next write is: its acknowledgement is none. Only
+        # its leader, whose term is over, could miss that.
+        raft.after_append = [
+            answer for answer in raft.after_append if answer.type is not APP_RESP or answer.reject or answer.index < new
+        ]
     _append_block(raft, block, new)
     raft.raftlog.cut(new)
     return last

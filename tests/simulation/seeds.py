@@ -20,6 +20,7 @@ _FULL_AND_GONE: Final = (
 _LESS: Final = "crash crash-persist crash-recovery damage power snapshot"
 _MISSED: Final = "campaign crash damage drift power snapshot"
 _TORN: Final = "crash power damage"
+_UNWRITTEN: Final = "one-way isolate-leader stall transfer forgetful membership usurp"
 
 PINNED: Final[tuple[tuple[Order, str], ...]] = (
     (
@@ -57,6 +58,10 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
     (
         Order(1904, seconds=10, only=frozenset({"crash", "isolate-leader", "wipe"})),
         "a node whose log did not know yet that its peers had been replaced listened to none of them",
+    ),
+    (
+        Order(1954, seconds=10, only=frozenset(_UNWRITTEN.split())),
+        "entries that were replaced in the turn that brought them were acknowledged to their leader, and never written",
     ),
     (
         Order(0, nodes=3, seconds=10, only=frozenset({"wipe", "crash"})),

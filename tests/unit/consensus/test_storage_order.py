@@ -56,6 +56,17 @@ def test_an_acknowledged_write_says_nothing_of_entries_that_replaced_its_own_in_
     assert solo.core.stable_index == 2
 
 
+def test_entries_that_are_replaced_before_they_are_written_are_acknowledged_to_nobody() -> None:
+    """Both come in one turn: of entries 2 and 3 of term 1 nothing reaches the disk, and their leader's term is over."""
+    solo = Solo(terms=[1])
+    solo.append(2, [1, 1], prev_term=1, term=1, sender=N2)
+    solo.append(2, [3], prev_term=1, term=3, sender=N3)
+    solo.outputs()
+    (write,) = solo.writes
+    assert [(answer.to, answer.index) for answer in of_type(write.responses, APP_RESP)] == [(N3, 2)]
+    assert solo.terms() == [1, 3]
+
+
 def test_a_vote_in_a_term_that_is_known_must_be_synced_too() -> None:
     solo = Solo(hard_state=HardState(3))
     solo.receive(MessageType.VOTE, N2, term=3)
