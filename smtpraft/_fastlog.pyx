@@ -228,14 +228,16 @@ cdef class Log:
         cdef uint64_t checked_term = _u64(term)
         cdef uint64_t checked_stamp = _u64(stamp)
         cdef uint8_t checked_kind = <uint8_t>_limited(kind, 0xFF)
-        cdef list checked = _as_list(payloads)
-        cdef Py_ssize_t count = len(checked)
-        cdef Py_ssize_t number
+        cdef list checked
+        cdef Py_ssize_t count, number
         cdef uint64_t last = self._last()
         cdef uint64_t *terms
         cdef bytes block
         if checked_term < self._term(last):
             raise ValueError(f"term {checked_term} after {self._term(last)}")
+        checked = _as_list(payloads)  # may run Python, if it is no list
+        assert self._last() == last
+        count = len(checked)
         self._terms.reserve(count)
         self._ends.reserve(count)
         self._firsts.reserve(1)

@@ -93,6 +93,13 @@ def test_append_refuses_a_lower_term_and_changes_nothing(half: ModuleType) -> No
         half.Log(5, 3).append(2, 0, 0, [b"x"])
 
 
+def test_append_names_a_lower_term_before_it_looks_at_what_to_append(half: ModuleType) -> None:
+    log = half.Log()
+    log.append(1, 0, 0, [b""])
+    with pytest.raises(ValueError, match="term 0 after 1"):
+        log.append(0, 0, 0, None)
+
+
 def test_append_stops_at_the_last_index(half: ModuleType) -> None:
     log = half.Log(half.INDEX_MAX - 1, 1)
     with pytest.raises(OverflowError):
