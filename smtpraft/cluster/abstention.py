@@ -49,6 +49,14 @@ def open_machine(applier: Applier, entries: Log, *, alone: bool) -> dict[NodeId,
     return sessions
 
 
+def put_log_aside(entries: Log, wal: Wal) -> StoredHardState:
+    """Begin without a log, abstaining: all of it comes from the others. Return the new hard state."""
+    state = StoredHardState(wal.abstain().term)
+    wal.restart(0, 0, state, keep=True)
+    entries.restore(0, 0)
+    return state
+
+
 def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: Applier, *, alone: bool) -> HardState:
     """Return the hard state that the core begins with, and tell the applier from where on it will be given entries.
 
@@ -85,9 +93,7 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
         # as a snapshot, which no log that is whole would take. So the log goes too, and with it the vote for a time.
         begins, has = entries.prev_index, f"copies up to {copied} only" if bare else f"applied {applied}"
         log.error("the log begins after %d, the state machine has %s: it is damaged, or lost", begins, has)
-        stored = StoredHardState(wal.abstain().term)
-        wal.restart(0, 0, stored, keep=True)
-        entries.restore(0, 0)
+        stored = put_log_aside(entries, wal)
     commit = stored.commit if wal.abstain_term else max(stored.commit, applied)
     commit = max(entries.prev_index, min(commit, entries.last_index))
     applier.begin_at(min(applied, commit))

@@ -30,6 +30,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from smtpraft import fastlog
+from smtpraft.cluster.abstention import put_log_aside
 from smtpraft.cluster.applier import Applier
 from smtpraft.cluster.durations import SNAPSHOT_BUCKETS_S, Durations
 from smtpraft.cluster.handshake import Channel
@@ -150,9 +151,7 @@ def complete(
             "Restore one (`smtpraft snapshot restore`); nothing is changed"
         )
     log.error("damaged mark of an install: %s; the log is put aside, and all comes from the others", pending)
-    state = HardState(wal.abstain().term)
-    wal.restart(0, 0, state, keep=True)
-    entries.restore(0, 0)
+    state = put_log_aside(entries, wal)
     files.unmark()
     return state
 

@@ -26,12 +26,9 @@ class MemoryBudget:
 
     def try_reserve(self, size_bytes: int, begun: bool = False) -> bool:
         """Take `size_bytes` if they are free and nobody is before us. More than there is: once everything is free."""
-        if self._begun or (self._new and not begun):
+        if self._begun or (self._new and not begun) or not self._fits(size_bytes):
             return False
-        used_bytes = self.used_bytes
-        if used_bytes and used_bytes + size_bytes > self.bytes_max:
-            return False
-        self.used_bytes = used_bytes + size_bytes
+        self.used_bytes += size_bytes
         return True
 
     async def reserve(self, size_bytes: int, timeout_s: float, *, begun: bool = False) -> bool:
