@@ -14,7 +14,7 @@ from typing import Final
 
 from smtpraft.cli.bench.processes import cpu_seconds
 from smtpraft.cli.bench.target import BenchFailed
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 
 START_S: Final = 30.0
 

@@ -18,7 +18,7 @@ from smtpraft.cli.bench.logcluster import LogCluster
 from smtpraft.cli.bench.mail import SIZES, Case
 from smtpraft.cli.bench.plan import Plan
 from smtpraft.cli.bench.target import Target
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 
 ONE, TEN, HUNDRED = Case("4k", 1), Case("4k", 10), Case("4k", 100)
 ANEW, LARGE = Case("4k", 10, anew=True), Case("100k", 10)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from smtpraft.cli.bench.processes import cpu_seconds
 from smtpraft.cli.bench.target import BenchFailed
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 
 WRITE_S: Final = 20.0
 START_S: Final = 30.0

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from smtpraft.cli.client import Client
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 from smtpraft.config import SmtpSettings
 from smtpraft.smtp.census import Census
 from smtpraft.smtp.worker_frames import HEAD, MESSAGE, Begin, Kind, State, encode, frame

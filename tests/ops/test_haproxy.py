@@ -18,7 +18,8 @@ from typing import Self
 import pytest
 
 from smtpraft.cli.client import Client
-from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, free_ports
+from smtpraft.cli.demo.nodes import DemoCluster, DemoNode
+from smtpraft.cluster.ports import free_ports
 from tests.fault.cluster import wait_for
 
 from .programs import needed, screenshots

@@ -12,7 +12,7 @@ from smtpraft.cli.bench.plan import Plan
 from smtpraft.cli.bench.sink import sink
 from smtpraft.cli.bench.target import BenchFailed
 from smtpraft.cli.client import Client
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 
 MESSAGES: Final = 10_000
 

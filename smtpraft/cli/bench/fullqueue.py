@@ -24,9 +24,9 @@ from smtpraft.cli.bench.mail import SIZES
 from smtpraft.cli.bench.plan import Plan
 from smtpraft.cli.bench.processes import cpu_seconds, memory_mib
 from smtpraft.cli.bench.target import BenchFailed
-from smtpraft.cli.demo.nodes import free_ports
 from smtpraft.cluster import envelope
 from smtpraft.cluster.applier import Applier, Batch, Result
+from smtpraft.cluster.ports import free_ports
 from smtpraft.cluster.settings import derive_cluster_id
 from smtpraft.fastlog import ENTRY_NORMAL, Log
 from smtpraft.spool import commands

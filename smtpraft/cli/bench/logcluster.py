@@ -16,7 +16,7 @@ from typing import Final
 import smtpraft
 from smtpraft.cli.bench.processes import cpu_seconds, wait_calm
 from smtpraft.cli.bench.target import BenchFailed
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 
 STOP_S: Final = 15.0
 

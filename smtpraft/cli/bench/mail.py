@@ -13,7 +13,7 @@ from smtpraft.cli.bench.cluster import Cluster, NodesTarget
 from smtpraft.cli.bench.load import Load
 from smtpraft.cli.bench.plan import Plan
 from smtpraft.cli.bench.target import Target
-from smtpraft.cli.demo.nodes import free_ports
+from smtpraft.cluster.ports import free_ports
 
 SIZES: Final = {"1k": 1024, "4k": 4096, "10k": 10_240, "100k": 102_400, "1m": 1 << 20}
 SESSIONS: Final = (1, 10, 100)

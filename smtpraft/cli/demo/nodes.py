@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import random
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,36 +18,16 @@ from typing import Final
 
 import smtpraft
 from smtpraft.cli.client import Client, EndpointError, Json
+from smtpraft.cluster.ports import free_ports
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
-_PORTS: Final = range(20_000, 30_000)  # below the ports that the kernel gives to outgoing connections
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class NodeFailed(Exception):
     """A node did not do what it must; the text has the end of its log."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody listens on."""
-    held: list[socket.socket] = []
-    try:
-        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-            candidate = socket.socket()
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                candidate.close()
-                continue
-            held.append(candidate)
-            if len(held) == count:
-                break
-        return [int(holder.getsockname()[1]) for holder in held]
-    finally:
-        for holder in held:
-            holder.close()
 
 
 @dataclass

@@ -17,11 +17,12 @@ import uvloop
 
 from smtpraft.cli.demo.book import Book, Kill, Outcome
 from smtpraft.cli.demo.messages import demo_messages
-from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, NodeFailed, free_ports
+from smtpraft.cli.demo.nodes import DemoCluster, DemoNode, NodeFailed
 from smtpraft.cli.demo.sender import Sender, Supply
 from smtpraft.cli.demo.sink import start_sink
 from smtpraft.cli.exits import CommandError, Exit
 from smtpraft.cli.output import print_json, print_rows
+from smtpraft.cluster.ports import free_ports
 
 SESSIONS: Final = 30
 PHASES: Final = (
