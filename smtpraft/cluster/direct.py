@@ -40,6 +40,19 @@ def write(transport: asyncio.Transport, fd: int, data: bytes) -> None:
     transport.write(data)
 
 
+def write_now(transport: asyncio.Transport, fd: int, data: bytes) -> int:
+    """Write to `fd` what the kernel takes of `data` at once; return how many bytes that is, and leave it at that.
+
+    0 if it takes nothing, if the connection is broken, or if only the transport may write.
+    """
+    if fd < 0 or transport.is_closing() or transport.get_write_buffer_size():
+        return 0
+    try:
+        return os.write(fd, data)
+    except OSError:
+        return 0
+
+
 def write_parts(transport: asyncio.Transport, fd: int, parts: Sequence[bytes | memoryview], size: int) -> None:
     """As `write`, the `parts` one after the other, `size` bytes in all."""
     if transport.is_closing():

@@ -210,10 +210,12 @@ class Schedule:
         elif _older(info, item.info):
             return
         else:
-            item.info = info
+            before, item.info = item.info, info
             if info.owner != self._node or info.held:
                 self._remove(info.id)
                 return
+            if not (item.gone or item.unsure) and info.epoch == before.epoch and info.recipients == before.recipients:
+                return  # what was foreseen is there now: nothing has changed
             item.gone = item.unsure = False
         self._arrange(item, now_ms)
 
@@ -226,7 +228,9 @@ class Schedule:
         due: dict[DestinationQueue, int] = {}
         for recipient in item.info.open_recipients:
             queue = self._queue_of(recipient)
-            due[queue] = min(due.get(queue, recipient.next_attempt_ms), recipient.next_attempt_ms)
+            next_ms = recipient.next_attempt_ms
+            if due.setdefault(queue, next_ms) > next_ms:
+                due[queue] = next_ms
         for job in list(item.jobs):
             due_ms = due.pop(job.queue, None)
             if job.state in _HANDS_OFF and not (job.state in _SHOWS_LATER and job.recorded):
@@ -295,12 +299,7 @@ class Schedule:
             if job.state is not JobState.READY:
                 continue
             info = job.item.info
-            due = (
-                recipient
-                for recipient in info.open_recipients
-                if recipient.next_attempt_ms <= now_ms and self._queue_of(recipient) is queue
-            )
-            job.recipients = tuple(itertools.islice(due, ATTEMPT_RECIPIENTS_MAX))
+            job.recipients = self._due_of(job, now_ms)
             if job.item.unsure:
                 job.state = JobState.IDLE  # until it was read again
             elif not job.recipients:
@@ -311,6 +310,19 @@ class Schedule:
                 job.epoch = info.epoch
                 return job
         return None
+
+    def _due_of(self, job: Job, now_ms: int) -> tuple[Recipient, ...]:
+        """Return whom an attempt is for now."""
+        recipients = job.item.info.open_recipients
+        if len(recipients) == 1 and len(job.item.jobs) == 1:  # nearly all messages
+            return recipients if recipients[0].next_attempt_ms <= now_ms else ()
+        queue = job.queue
+        due = (
+            recipient
+            for recipient in recipients
+            if recipient.next_attempt_ms <= now_ms and self._queue_of(recipient) is queue
+        )
+        return tuple(itertools.islice(due, ATTEMPT_RECIPIENTS_MAX))
 
     def put_back(self, job: Job, now_ms: int, *, first: bool = False) -> None:
         """The attempt came to nothing that need be reported: the job is as it was, `first` in its queue again."""
@@ -540,6 +552,8 @@ def _older(info: MessageInfo, than: MessageInfo) -> bool:
     """Attempts only grow and epochs only grow: a read that was overtaken by a change is told by them."""
     if info.epoch != than.epoch:
         return info.epoch < than.epoch
+    if len(info.recipients) == 1:
+        return info.recipients[0].attempts < than.recipients[0].attempts
     return sum(r.attempts for r in info.recipients) < sum(r.attempts for r in than.recipients)
 
 

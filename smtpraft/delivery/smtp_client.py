@@ -25,6 +25,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Final, cast
 
+from smtpraft.cluster import direct
 from smtpraft.delivery.attempt import (
     CONNECT_STATUS,
     GONE_STATUS,
@@ -80,6 +81,7 @@ class SmtpConnection(asyncio.Protocol):
         self._timeouts = timeouts
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -282,25 +284,26 @@ class SmtpConnection(asyncio.Protocol):
         """Send the text and the final dot, and settle those accepted by the replies."""
         stuffer = DotStuffer()
         since_turn = 0
+        last: bytes | memoryview = b""  # it leaves with the dot
         for piece in _pieces(stuffer, transaction):
-            self._write(piece)
-            since_turn += len(piece)
-            if since_turn >= TURN_BYTES:
-                since_turn = 0
-                await asyncio.sleep(0)
-                _check(transaction)
-            if self._paused:
-                await self._flushed(self._timeouts.block_s)
-                _check(transaction)
-            if self._broken or self._replies:
-                plan.settle(self._interrupted())
-                return
+            if last:
+                self._write(last)
+                since_turn += len(last)
+                if since_turn >= TURN_BYTES:
+                    since_turn = 0
+                    await asyncio.sleep(0)
+                    _check(transaction)
+                if self._paused:
+                    await self._flushed(self._timeouts.block_s)
+                    _check(transaction)
+                if self._broken or self._replies:
+                    break
+            last = piece
         if stuffer.replaced:
             log.warning("message held a bare CR, LF or NUL, sent as a space sender=%r", transaction.sender)
-        # Nothing of ours waits in this process any more: the dot is one system call away from the question.
-        _check(transaction)
-        self.transmitted = True
-        self._write(FINAL_DOT)
+        if not await self._end_text(last, transaction):
+            plan.settle(self._interrupted())
+            return
         wanted = plan.accepted if self._lmtp else 1
         replies = await self._answers(wanted, self._timeouts.dot_s)
         answers = [answer_of(reply, "end of data") for reply in replies]
@@ -313,6 +316,32 @@ class SmtpConnection(asyncio.Protocol):
             plan.settle_each(answers)
         else:
             plan.settle(answers[0])
+
+    async def _end_text(self, last: bytes | memoryview, transaction: Transaction) -> bool:
+        """Send the last piece of the text and the final dot. Return False, and no dot, if the server speaks or leaves.
+
+        In one system call if the kernel takes both: a segment, and a wake-up of the server, less for each message. Of
+        what it does not take the dot waits here until all else has left this process: between the last question
+        whether to send and the dot there is one system call, and never a queue.
+        """
+        if self._broken or self._replies or self._transport is None:
+            return False
+        _check(transaction)
+        data = b"".join((last, FINAL_DOT))
+        taken = direct.write_now(self._transport, self._fd, data)
+        if taken > len(last):
+            self.transmitted = True
+            self._write(data[taken:])
+            return True
+        self._write(last[taken:])
+        if self._paused:
+            await self._flushed(self._timeouts.block_s)
+        if self._broken or self._replies:
+            return False
+        _check(transaction)
+        self.transmitted = True
+        self._write(FINAL_DOT)
+        return True
 
     def _interrupted(self) -> Answer:
         """The server spoke, or left, before it had the whole message: it cannot have taken it."""
@@ -402,6 +431,7 @@ class SmtpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._fd = direct.descriptor(transport)
         # No buffer of ours: `write` goes to the kernel at once, and we hear when it could not take all.
         self._transport.set_write_buffer_limits(high=0)
 
@@ -459,12 +489,14 @@ def _check(transaction: Transaction) -> None:
 
 
 def _pieces(stuffer: DotStuffer, transaction: Transaction) -> Iterator[bytes | memoryview]:
+    """Yield the text as it leaves; no piece is empty."""
     for block in transaction.content:
         data = stuffer.block(block)
-        if len(data) <= PIECE_BYTES:
-            yield data
-        else:
+        if len(data) > PIECE_BYTES:
             view = memoryview(data)
             for start in range(0, len(view), PIECE_BYTES):
                 yield view[start : start + PIECE_BYTES]
-    yield stuffer.end()
+        elif data:
+            yield data
+    if end := stuffer.end():
+        yield end

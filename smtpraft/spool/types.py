@@ -195,7 +195,10 @@ class MessageInfo(msgspec.Struct, frozen=True, gc=False):
     @property
     def open_recipients(self) -> tuple[Recipient, ...]:
         """Those still to be delivered to."""
-        return tuple([recipient for recipient in self.recipients if not recipient.state.final])
+        recipients = self.recipients
+        if len(recipients) == 1:  # nearly all messages
+            return () if recipients[0].state.final else recipients
+        return tuple([recipient for recipient in recipients if not recipient.state.final])
 
     @property
     def next_attempt_ms(self) -> int:
