@@ -296,7 +296,7 @@ class SmtpConnection(asyncio.Protocol):
                 if self._paused:
                     await self._flushed(self._timeouts.block_s)
                     _check(transaction)
-                if self._broken or self._replies:
+                if self._is_cut_short():
                     break
             last = piece
         if stuffer.replaced:
@@ -324,7 +324,7 @@ class SmtpConnection(asyncio.Protocol):
         what it does not take the dot waits here until all else has left this process: between the last question
         whether to send and the dot there is one system call, and never a queue.
         """
-        if self._broken or self._replies or self._transport is None:
+        if self._transport is None or self._is_cut_short():
             return False
         _check(transaction)
         data = b"".join((last, FINAL_DOT))
@@ -336,12 +336,16 @@ class SmtpConnection(asyncio.Protocol):
         self._write(last[taken:])
         if self._paused:
             await self._flushed(self._timeouts.block_s)
-        if self._broken or self._replies:
+        if self._is_cut_short():
             return False
         _check(transaction)
         self.transmitted = True
         self._write(FINAL_DOT)
         return True
+
+    def _is_cut_short(self) -> bool:
+        """Has the server spoken or left before it had the whole message?"""
+        return bool(self._broken or self._replies)
 
     def _interrupted(self) -> Answer:
         """The server spoke, or left, before it had the whole message: it cannot have taken it."""
