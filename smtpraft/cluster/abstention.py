@@ -81,7 +81,8 @@ def where_to_begin(entries: Log, wal: Wal, stored: StoredHardState, applier: App
         raise Fatal(
             f"the state machine has applied index {applied}, the log holds {entries.first_index} to "
             f"{entries.last_index}: they are not of one run. "
-            "Restore both; never start this node with an empty directory, it would vote anew on what it promised"
+            "Put both back from one copy of the data directory, or restore a snapshot (`smtpraft snapshot restore`); "
+            "never start this node with an empty directory, it would vote anew on what it promised"
         )
     if lost:
         log.error(
