@@ -119,7 +119,8 @@ async def test_a_full_node_still_deletes_from_the_queue(directory: Path) -> None
             fillers = [fill(data(each)) for each in stage.cluster.nodes]
             for each in stage.cluster.nodes:
                 await wait_for(lambda each=each: refuses(each, stage), f"{each.id} says 452", 3)  # type: ignore[misc]
-            (message,) = await stage.cluster.queue(node)
+            # As `smtpraft queue list` asks: after what is committed, which a full disk applies when it has its ballast.
+            (message,) = json.loads(await stage.cluster.ask(node, "/v1/queue"))["messages"]
             answer = await asyncio.to_thread(
                 Client([], timeout_s=10.0).ask,
                 f"127.0.0.1:{node.admin_port}",
