@@ -205,7 +205,7 @@ class Delivery:
         if not counted:
             self.metrics.stale_reports += 1
             log.info("result did not count id=%s epoch=%d", outcome.message, outcome.epoch)
-        if self._schedule.answered(job, counted):
+        if self._schedule.answered(job, outcome, counted):
             self._reader.doubt(outcome.message)
 
     def _on_room(self) -> None:

@@ -67,7 +67,7 @@ class Item:
 class Job:
     """The open recipients of one message at one destination."""
 
-    __slots__ = ("due_ms", "epoch", "item", "queue", "recipients", "reported", "state")
+    __slots__ = ("due_ms", "epoch", "item", "outcome", "queue", "recipients", "reported", "state")
 
     def __init__(self, item: Item, queue: DestinationQueue) -> None:
         self.item = item
@@ -79,6 +79,8 @@ class Job:
         """While BUSY: whom the attempt is for."""
         self.reported: dict[int, int] = {}
         """While REPORTED: the attempt that was reported, by ordinal."""
+        self.outcome: Outcome | None = None
+        """What was reported last and is not answered. The message may show it, and be tried again, before that."""
 
     @property
     def current(self) -> bool:
@@ -349,9 +351,13 @@ class Schedule:
         job.state = JobState.REPORTED
         job.recipients = ()
         job.reported = {result.ordinal: result.attempt for result in outcome.results}
+        job.outcome = outcome
 
-    def answered(self, job: Job, counted: bool) -> bool:
-        """The cluster has answered the report. Return whether the message must be read again (`end_rereading`)."""
+    def answered(self, job: Job, outcome: Outcome, counted: bool) -> bool:
+        """The cluster has answered a report. Return whether the message must be read again (`end_rereading`)."""
+        if job.outcome is not outcome:
+            return False  # a late answer: the message has shown the result, and the job has been reported once more
+        job.outcome = None
         if job.state is not JobState.REPORTED:
             return False
         if job.item.gone:

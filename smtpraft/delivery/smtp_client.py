@@ -1,8 +1,9 @@
 """A connection to an SMTP or LMTP server, kept for as many messages as it likes.
 
-What it promises: the bytes that make the server take responsibility, the final dot, are handed to the kernel alone, in
-a write of their own, after everything before them has left this process and right after `may_send` has said yes. A
-process that was paused anywhere before that asks again when it wakes. An address is written only if it can be nothing
+What it promises: the bytes that make the server take responsibility, the final dot, are handed to the kernel right
+after `may_send` has said yes, in one system call with at most the last piece of the text; what the kernel leaves behind
+of that piece leaves this process first, and then `may_send` is asked again. A process that was paused anywhere before
+that asks again when it wakes. An address is written only if it can be nothing
 but an address; a bare CR, LF or NUL never leaves.
 
 What it does not do: TLS, AUTH, name servers' MX, DSN parameters.
@@ -10,7 +11,7 @@ What it does not do: TLS, AUTH, name servers' MX, DSN parameters.
     [RSET] MAIL RCPT... DATA  ──▶          one write if the server offers PIPELINING (RFC 2920), else one by one
                               ◀── replies
     text, dots stuffed        ──▶          in pieces, each flushed
-    .                         ──▶          on its own
+    .                         ──▶          with the last of them
                               ◀── one reply (SMTP), or one for each accepted recipient (LMTP, RFC 2033 §4.2)
 """
 
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 RECIPIENTS_PER_TRANSACTION: Final = 100  # RFC 5321 §4.5.3.1.8: every server takes that many
 PIECE_BYTES: Final = 64 * 1024  # what the block timeout is for: a slow but steady link is not cut
 TURN_BYTES: Final = 1024 * 1024  # after so much without a pause the loop gets a turn: heartbeats come first
+FULL_POLL_S: Final = 0.01
 REPLIES_AHEAD_MAX: Final = 1000  # a server that talks without being asked is not buffered without end
 
 
@@ -320,28 +322,30 @@ class SmtpConnection(asyncio.Protocol):
     async def _end_text(self, last: bytes | memoryview, transaction: Transaction) -> bool:
         """Send the last piece of the text and the final dot. Return False, and no dot, if the server speaks or leaves.
 
-        In one system call if the kernel takes both: a segment, and a wake-up of the server, less for each message. Of
-        what it does not take the dot waits here until all else has left this process: between the last question
-        whether to send and the dot there is one system call, and never a queue.
+        In one system call if the kernel takes both: a segment, and a wake-up of the server, less for each message. What
+        it does not take of the text is left to the transport; of the dot nothing is: between the last question whether
+        to send and each byte of it there is one system call, and never a queue.
         """
-        if self._transport is None or self._is_cut_short():
-            return False
-        _check(transaction)
-        data = b"".join((last, FINAL_DOT))
-        taken = direct.write_now(self._transport, self._fd, data)
-        if taken > len(last):
-            self.transmitted = True
-            self._write(data[taken:])
-            return True
-        self._write(last[taken:])
-        if self._paused:
-            await self._flushed(self._timeouts.block_s)
-        if self._is_cut_short():
-            return False
-        _check(transaction)
-        self.transmitted = True
-        self._write(FINAL_DOT)
-        return True
+        rest = b"".join((last, FINAL_DOT))
+        until = self._loop.time() + self._timeouts.block_s
+        while self._transport is not None and not self._is_cut_short():
+            _check(transaction)
+            rest = rest[direct.write_now(self._transport, self._fd, rest) :]
+            text = rest[: -len(FINAL_DOT)]
+            if text:
+                rest = rest[len(text) :]
+                self._write(text)
+                if self._paused:
+                    await self._flushed(self._timeouts.block_s)
+            elif rest and self._fd >= 0:  # the kernel is full of what came before
+                if self._loop.time() >= until:
+                    self._break("timed out")
+                await asyncio.sleep(FULL_POLL_S)
+            else:
+                self.transmitted = True
+                self._write(rest)  # if only the transport may write
+                return True
+        return False
 
     def _is_cut_short(self) -> bool:
         """Has the server spoken or left before it had the whole message?"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from smtpraft.cluster import direct
 from smtpraft.delivery.attempt import Abandoned, Answer, DestinationFailed, Transaction, Verdict
 from smtpraft.delivery.routes import parse_destination
 from smtpraft.delivery.smtp_client import SmtpConnection, Timeouts
@@ -362,6 +364,57 @@ async def test_a_message_leaves_in_one_write_with_its_dot() -> None:
     connection.quit()
     server.close()
     assert read == [b"Subject: x\r\n\r\none line\r\n.\r\n"]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3])
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_no_byte_of_the_dot_waits_in_this_process(
+    taken: int, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is full when all but `3 - taken` bytes of the dot have left: they wait, and ask again."""
+    text = b"Subject: x\r\n\r\nline\r\n"
+    calls: list[bytes] = []
+
+    def write_now(transport: asyncio.Transport, fd: int, data: bytes) -> int:
+        calls.append(data)
+        assert transport.get_write_buffer_size() == 0
+        if len(calls) == 1:
+            return os.write(fd, data[: len(text) + taken])
+        return 0 if len(calls) < 4 else os.write(fd, data)
+
+    monkeypatch.setattr(direct, "write_now", write_now)
+    async with Sink() as sink:
+        connection = await SmtpConnection.open(parse_destination(sink.url), hostname="x", timeouts=TIMEOUTS)
+        sending = connection.send(transaction(content=[text], may_send=lambda: allowed or len(calls) < 3))
+        if not allowed and taken < 3:
+            with pytest.raises(Abandoned):
+                await sending
+            await sink.sessions[0].over.wait()
+            assert not connection.transmitted
+            assert not sink.received
+            assert len(calls) == 3
+            return
+        (answer,) = await sending
+        assert answer.verdict is Verdict.DELIVERED
+        assert connection.transmitted
+        assert sink.received[0].content == text
+        assert len(calls) == (1 if taken == 3 else 4)
+        connection.quit()
+
+
+async def test_room_for_the_dot_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"Subject: x\r\n\r\nline\r\n"
+
+    def write_now(transport: asyncio.Transport, fd: int, data: bytes) -> int:
+        return os.write(fd, text) if len(data) > len(text) else 0
+
+    monkeypatch.setattr(direct, "write_now", write_now)
+    async with Sink() as sink:
+        (answer,) = await send(sink, transaction(content=[text]), IMPATIENT)
+        assert (answer.verdict, answer.status) == (Verdict.DEFERRED, "4.4.2")
+        assert "timed out while sending the message" in answer.text
+        await sink.sessions[0].over.wait()
+        assert not sink.received
 
 
 async def test_a_pause_while_the_body_is_written_stops_the_dot() -> None:

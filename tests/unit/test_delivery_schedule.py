@@ -77,6 +77,12 @@ def outcome(job: Job, finish: Callable[[Recipient], spool.Result] = spool.delive
     return Outcome(job.item.info.id, job.epoch, tuple(finish(recipient) for recipient in job.recipients))
 
 
+def answer(plan: Schedule, job: Job, *, counted: bool) -> bool:
+    """The cluster answers what was reported last."""
+    assert job.outcome is not None
+    return plan.answered(job, job.outcome, counted)
+
+
 def test_a_message_is_taken_once() -> None:
     plan = schedule()
     plan.change(Changes(1, accepted=(message(1),)), 0)
@@ -115,7 +121,7 @@ def test_a_reported_message_waits_until_its_result_shows() -> None:
     plan.reported(job, outcome(job))
     plan.load(message(1), 0)  # a read that is older than the report
     assert take(plan) is None
-    assert not plan.answered(job, counted=True)
+    assert not answer(plan, job, counted=True)
     assert take(plan) is None
     plan.change(Changes(2, deferred=(message(1, due_ms=0, attempts=1),)), 0)
     assert take(plan) is not None
@@ -127,13 +133,33 @@ def test_a_result_that_did_not_count_is_cleared_up_by_reading() -> None:
     job = take(plan)
     assert job is not None
     plan.reported(job, outcome(job))
-    assert plan.answered(job, counted=False)
+    assert answer(plan, job, counted=False)
     plan.change(Changes(2, released=(message(1),)), 0)
     assert take(plan) is None
     reread(plan, message(1, epoch=2))
     again = take(plan)
     assert again is not None
     assert again.epoch == 2
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_answer_that_comes_after_the_next_report_is_not_taken_for_the_answer_to_that(counted: bool) -> None:
+    """Reports of many outcomes are answered together: the change that shows one may come long before."""
+    plan = schedule()
+    plan.change(Changes(1, accepted=(message(1),)), 0)
+    job = take(plan)
+    assert job is not None
+    first = outcome(job, lambda recipient: spool.deferred(recipient, 0, "later"))
+    plan.reported(job, first)
+    plan.change(Changes(2, deferred=(message(1, attempts=1),)), 0)
+    assert take(plan) is job
+    plan.reported(job, outcome(job))
+    assert not plan.answered(job, first, counted)
+    plan.load(message(1, attempts=1), 0)
+    assert take(plan) is None, "the second report is on its way"
+    assert answer(plan, job, counted=False)
+    reread(plan, message(1, attempts=1, epoch=2))
+    assert take(plan) is not None
 
 
 def test_a_message_that_is_there_and_has_no_body_is_not_tried_in_a_loop() -> None:
@@ -233,7 +259,7 @@ def test_a_message_held_and_released_while_its_result_is_on_its_way_is_not_sent_
     plan.change(Changes(3, released=(message(1),)), 0)
     assert take(plan) is None
     plan.change(Changes(4, done=(message_id(1),)), 0)
-    assert not plan.answered(job, counted=True)
+    assert not answer(plan, job, counted=True)
     assert len(plan) == 0
 
 
@@ -251,7 +277,7 @@ def test_a_message_that_moved_away_while_it_was_read_again_stays_away() -> None:
     job = take(plan)
     assert job is not None
     plan.reported(job, outcome(job))
-    assert plan.answered(job, counted=False)
+    assert answer(plan, job, counted=False)
     plan.begin_reading()
     plan.change(Changes(2, moved_away=(message_id(1),)), 0)
     assert not plan.end_rereading(message_id(1), message(1), 0)
@@ -270,6 +296,7 @@ class World:
         self.now_ms = 0
         self.infos: dict[MessageId, MessageInfo] = {}
         self.mail: list[Callable[[], None]] = []  # what is on its way to the schedule, in order
+        self.late: list[Callable[[], None]] = []
         self.busy: list[Job] = []
         self.sent: dict[tuple[MessageId, int, int], int] = {}
         self.doubted: list[MessageId] = []
@@ -368,14 +395,21 @@ class World:
         counted = self.apply(what)
 
         def answer() -> None:
-            if self.plan.answered(job, counted):
+            if self.plan.answered(job, what, counted):
                 self.doubted.append(what.message)
 
-        if self.random.random() < 0.5:
+        how = self.random.random()
+        if how < 0.4:
             self.catch_up()
             answer()
-        else:
+        elif how < 0.8:
             self.mail.append(answer)
+        else:
+            self.mail.append(lambda: self.late.append(answer))  # answered with others, whose turn comes later still
+
+    def answer_late(self) -> None:
+        if self.late:
+            self.late.pop(self.random.randrange(len(self.late)))()
 
     def catch_up(self) -> None:
         """Hear everything, but perhaps the newest: an answer from the queue can overtake one change, not two."""
@@ -464,6 +498,7 @@ def test_no_history_makes_it_send_twice_or_forget(seed: int) -> None:
         world.move,
         world.hold_or_release,
         world.delete,
+        world.answer_late,
     ]
     for _ in range(600):
         world.random.choice(steps)()
@@ -472,11 +507,11 @@ def test_no_history_makes_it_send_twice_or_forget(seed: int) -> None:
             changed = world.infos[info.id] = replace(info, held=False)
             world.tell(released=(changed,))
     world.quiet = True
-    quiet = [world.take, world.finish, world.hear, world.reread, world.read, world.pass_time]
+    quiet = [world.take, world.finish, world.hear, world.reread, world.read, world.pass_time, world.answer_late]
     for _ in range(4000):
         for step in quiet:
             step()
-        if not any(info.owner == ME for info in world.infos.values()) and not world.mail and not world.busy:
+        if not any(info.owner == ME for info in world.infos.values()) and not (world.mail or world.late or world.busy):
             break
     assert not any(info.owner == ME for info in world.infos.values()), f"forgotten, seed {seed}"
     assert len(world.plan) == 0
@@ -492,7 +527,7 @@ def test_what_is_foreseen_is_taken_once_and_ends_with_its_end() -> None:
     plan.reported(job, outcome(job))
     plan.change(Changes(7, done=(message_id(1),)), 0)  # its beginning and its end were applied together
     assert take(plan) is None
-    assert not plan.answered(job, counted=True)
+    assert not answer(plan, job, counted=True)
     assert len(plan) == 0
     assert plan.loaded == 0
 
@@ -508,7 +543,7 @@ def test_what_is_foreseen_and_then_told_is_taken_once() -> None:
     plan.change(Changes(8, accepted=(message(1),)), 0)
     assert take(plan) is None
     plan.change(Changes(9, done=(message_id(1),)), 0)
-    assert not plan.answered(job, counted=True)
+    assert not answer(plan, job, counted=True)
     assert len(plan) == 0
 
 
