@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from typing import Final
@@ -21,8 +22,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     Raises:
         OSError: there is none.
     """
-    fresh = [port for port in _PORTS if (host, port) not in _given]
-    for port in [*random.SystemRandom().sample(fresh, min(_TRIES, len(fresh))), 0]:
+    ours = random.SystemRandom().sample(_PORTS, min(_TRIES, len(_PORTS)))
+    for port in [*ours, *[0] * _TRIES]:  # 0: the kernel chooses
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
@@ -31,13 +32,14 @@ def free_port(host: str = "127.0.0.1") -> int:
                     continue
                 raise
             found = int(probe.getsockname()[1])
+        if (host, found) not in _given:
             _given.add((host, found))
             return found
-    raise AssertionError("port 0 was free, or an error")
+    raise OSError(errno.EADDRNOTAVAIL, f"no free port on {host} that was not given before")
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return as many of them.
+    """Return `count` such ports.
 
     Raises:
         OSError: there are not so many.

@@ -3,8 +3,8 @@
 What it promises: the bytes that make the server take responsibility, the final dot, are handed to the kernel right
 after `may_send` has said yes, in one system call with at most the last piece of the text; what the kernel leaves behind
 of that piece leaves this process first, and then `may_send` is asked again. A process that was paused anywhere before
-that asks again when it wakes. An address is written only if it can be nothing
-but an address; a bare CR, LF or NUL never leaves.
+that asks again when it wakes. An address is written only if it can be nothing but an address; a bare CR, LF or NUL
+never leaves.
 
 What it does not do: TLS, AUTH, name servers' MX, DSN parameters.
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 RECIPIENTS_PER_TRANSACTION: Final = 100  # RFC 5321 §4.5.3.1.8: every server takes that many
 PIECE_BYTES: Final = 64 * 1024  # what the block timeout is for: a slow but steady link is not cut
 TURN_BYTES: Final = 1024 * 1024  # after so much without a pause the loop gets a turn: heartbeats come first
-FULL_POLL_S: Final = 0.01
+FULL_POLL_S: Final = 0.01  # the kernel takes everything but the dot: no transport says when there is room for it
 REPLIES_AHEAD_MAX: Final = 1000  # a server that talks without being asked is not buffered without end
 
 
