@@ -331,15 +331,16 @@ class Applier:
     def _admit(self, span: Span, items: list[Item], own: list[tuple[int, int, int]], result: Result) -> None:
         """Turn the records of `span`, which were verified when they entered the log, into items."""
         sessions = self._sessions
-        at = 0
-        while at < len(span):
+        view = memoryview(span)  # a body is copied once, when it is known what it is
+        at, end = 0, len(span)
+        while at < end:
             crc, size, term, index, stamp, kind = _RECORD.unpack_from(span, at)
-            payload = bytes(span[at + fastlog.ENTRY_HEADER_BYTES : at + size])
+            payload = view[at + fastlog.ENTRY_HEADER_BYTES : at + size]
             at += size
             if index <= self._machine_index:
                 continue  # The machine has it: the log lost it, and has it again.
             if kind != fastlog.ENTRY_NORMAL:
-                sessions.change_members(index, kind, payload)
+                sessions.change_members(index, kind, bytes(payload))
                 items.append(Skipped(index, term, stamp, crc))
                 continue
             item = sessions.admit(index, term, stamp, crc, payload)
@@ -351,10 +352,10 @@ class Applier:
                 case NodeUp():
                     result.nodes_changed = True
                     if item.node == self._node:
-                        result.opened = (index, envelope.decode_open(payload)[0])
+                        result.opened = (index, envelope.decode_open(bytes(payload))[0])
                 case NodeDown():
                     result.nodes_changed = True
                 case Skipped():
                     if len(payload) == envelope.CANCEL_BYTES and payload[0] == envelope.CANCEL:
-                        result.cancelled.append(envelope.decode_cancel(payload))
+                        result.cancelled.append(envelope.decode_cancel(bytes(payload)))
             items.append(item)

@@ -7,8 +7,9 @@ All methods but two are called on one worker thread, never on the event loop and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from smtpraft.errors import Fatal, SmtpRaftError
 from smtpraft.types import NodeId
@@ -30,8 +31,7 @@ class StateDamaged(Fatal):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(msgspec.Struct, frozen=True, gc=False):
     """One replicated command, applied at most once however often it was proposed.
 
     `stamp` is milliseconds since the epoch as the leader saw it when it appended the entry: the only clock a machine
@@ -48,8 +48,7 @@ class Command:
     """The command as given to `Node.replicate`."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeUp:
+class NodeUp(msgspec.Struct, frozen=True, gc=False):
     """`node` has (re)started or come back: what it proposes counts from here on. `index` is its new incarnation."""
 
     index: int
@@ -59,8 +58,7 @@ class NodeUp:
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDown:
+class NodeDown(msgspec.Struct, frozen=True, gc=False):
     """`node` holds no lease any more: what it owned belongs to others. `live` can take over; they are in order."""
 
     index: int
@@ -71,8 +69,7 @@ class NodeDown:
     live: tuple[NodeId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True, gc=False):
     """An entry that changes nothing: a leader's empty entry, a repeat, a cancelled command, a membership change."""
 
     index: int
@@ -84,8 +81,7 @@ class Skipped:
 Item = Command | NodeUp | NodeDown | Skipped
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """How far a machine is: the last index it applied and the cluster's own notes, both of one transaction."""
 
     index: int

@@ -62,7 +62,7 @@ class Sessions:
         """Return a node's open session."""
         return self._by_node.get(node)
 
-    def admit(self, index: int, term: int, stamp: int, crc: int, payload: bytes) -> Item:
+    def admit(self, index: int, term: int, stamp: int, crc: int, payload: bytes | memoryview) -> Item:
         """Return what the state machine shall be given for a normal entry, and remember it.
 
         Anything that must not count, or that no version of ours wrote, is `Skipped`: the log cannot be argued with.
@@ -78,7 +78,9 @@ class Sessions:
             session.done.add(seq)
             if done_below > session.done_below:
                 self._forget_below(session, done_below)
-            return Command(index, term, stamp, crc, session.node, payload[envelope.COMMAND_HEADER_BYTES :])
+            command = bytes(payload[envelope.COMMAND_HEADER_BYTES :])
+            return Command(index, term, stamp, crc, session.node, command)
+        payload = bytes(payload)
         try:
             if kind == envelope.OPEN:
                 return self._open(index, term, stamp, crc, payload)

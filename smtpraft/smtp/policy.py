@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _IPV6_CLIENT_BITS: Final = 64  # one customer, one /64: the addresses in it are free to make up
+_REMEMBERED: Final = 1024  # clients that came last: most of them come again, with a connection for each message
 
 
+@lru_cache(_REMEMBERED)
 def client_address(host: str) -> IpAddress | None:
     """Return the address of a peer as policy sees it: an IPv4 address mapped into IPv6 is an IPv4 address."""
     try:
@@ -26,6 +29,7 @@ def client_address(host: str) -> IpAddress | None:
     return address
 
 
+@lru_cache(_REMEMBERED)
 def address_literal(address: IpAddress | None) -> str:
     """Return the inside of an address literal (RFC 5321 §4.1.3): `192.0.2.1`, `IPv6:2001:db8::1`."""
     if address is None:
@@ -47,12 +51,13 @@ class RelayPolicy:
         self, *, hostname: str, relay_networks: Iterable[str], local_domains: Iterable[str], postmaster: str
     ) -> None:
         self._networks = [ipaddress.ip_network(network) for network in relay_networks]
+        self.may_relay = lru_cache(_REMEMBERED)(self._may_relay)
+        """`may_relay(client)`: may this client send to anybody?"""
         self._local_domains = frozenset(domain.lower() for domain in (hostname, *local_domains))
         self.postmaster = postmaster or f"postmaster@{hostname}"
         """Where mail to a bare `postmaster` goes."""
 
-    def may_relay(self, client: IpAddress | None) -> bool:
-        """May this client send to anybody?"""
+    def _may_relay(self, client: IpAddress | None) -> bool:
         return client is not None and any(client in network for network in self._networks)
 
     def is_local(self, domain: str) -> bool:

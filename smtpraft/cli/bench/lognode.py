@@ -58,9 +58,8 @@ class Map(MemoryMachine):
 class _Client(asyncio.Protocol):
     """One connection: one write at a time."""
 
-    def __init__(self, node: Node, tasks: set[asyncio.Task[None]]) -> None:
+    def __init__(self, node: Node) -> None:
         self._node = node
-        self._tasks = tasks
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,22 +72,24 @@ class _Client(asyncio.Protocol):
         (size,) = _LENGTH.unpack_from(self._buffer)
         if not size:
             self._buffer = b""
-            self._transport.write(_REPLY.pack(0, self._node.is_leader))
+            self._answer(0, self._node.is_leader)
         elif not KEY_DIGITS <= size <= COMMAND_BYTES_MAX or len(self._buffer) > _LENGTH.size + size:
             self._transport.abort()
         elif len(self._buffer) == _LENGTH.size + size:
             command, self._buffer = self._buffer[_LENGTH.size :], b""
-            task = asyncio.get_running_loop().create_task(self._write(command))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            try:
+                self._node.propose(command, self._done, foreseen=_index)
+            except SmtpRaftError as error:
+                self._done(None, error)
 
-    async def _write(self, command: bytes) -> None:
-        try:
-            index = await self._node.replicate(command, foreseen=_index)
-        except SmtpRaftError:
-            self._transport.write(_REPLY.pack(1, 0))
+    def _done(self, result: object, error: Exception | None) -> None:
+        if error is None:
+            self._answer(0, cast(int, result))
         else:
-            self._transport.write(_REPLY.pack(0, cast(int, index)))
+            self._answer(1, 0)
+
+    def _answer(self, status: int, index: int) -> None:
+        self._transport.write(_REPLY.pack(status, index))
 
 
 def _index(index: int) -> object:
@@ -111,13 +112,10 @@ async def _serve(facts: dict[str, object]) -> None:
     )
     node = Node(options, Map(str(directory / "map")))
     await node.start()
-    tasks: set[asyncio.Task[None]] = set()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = await loop.create_server(
-        lambda: _Client(node, tasks), "127.0.0.1", cast(int, facts["client"]), backlog=1024
-    )
+    server = await loop.create_server(lambda: _Client(node), "127.0.0.1", cast(int, facts["client"]), backlog=1024)
     await node.wait_quorum(30.0)
     print("ready", flush=True)
     async with server:
