@@ -8,8 +8,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TESTS ?=
 ARGS ?=
 BIN := .venv/bin
-SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastlog.h \
-	smtpraft/smtp/_fastscan.pyx smtpraft/smtp/_fastscan.h smtpraft/cli/bench/_fastload.pyx \
+SOURCES := pyproject.toml setup.py smtpraft/_fastlog.pyx smtpraft/_fastcodec.pxi smtpraft/_fastcommands.pxi \
+	smtpraft/_fastlog.h smtpraft/smtp/_fastscan.pyx smtpraft/smtp/_fastscan.h smtpraft/cli/bench/_fastload.pyx \
 	smtpraft/storage/_fastwal.pyx smtpraft/storage/_fastwal.h \
 	$(wildcard smtpraft/consensus/*.py smtpraft/consensus/*.pxd smtpraft/smtp/*.py smtpraft/smtp/*.pxd)
 

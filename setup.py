@@ -22,7 +22,12 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 # abi3 wheel has its plain twin. A line here is all that an extension needs, and one in MANIFEST.in if its directory is
 # new.
 EXTENSIONS = (
-    ("smtpraft._fastlog", ("smtpraft/_fastcodec.pxi", "smtpraft/_fastlog.h"), "-O3", True),
+    (
+        "smtpraft._fastlog",
+        ("smtpraft/_fastcodec.pxi", "smtpraft/_fastcommands.pxi", "smtpraft/_fastlog.h"),
+        "-O3",
+        True,
+    ),
     (
         "smtpraft.smtp._fastscan",
         ("smtpraft/smtp/_fastscan.h",),

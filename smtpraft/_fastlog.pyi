@@ -40,6 +40,7 @@ __all__ = [
     "NotCached",
     "Unavailable",
     "block_range",
+    "commands",
     "crc32c",
     "decode_entries",
     "decode_heartbeat",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_frame",
     "encode_heartbeat",
     "encode_heartbeat_response",
+    "proposed",
     "quorum_index",
     "survey",
 ]
@@ -57,6 +59,8 @@ _Buffer: TypeAlias = bytes | bytearray | memoryview
 _CRC_IN_HARDWARE: bool
 
 def survey(spans: Sequence[_Buffer]) -> tuple[int, int, int, int, int, int, bytes] | None: ...
+def commands(block: _Buffer) -> list[tuple[int, int, int, int, int, int, int, int, bytes]]: ...
+def proposed(block: _Buffer, session: int) -> list[tuple[int, int, bytes | None]]: ...
 def crc32c(data: _Buffer, value: int = 0) -> int: ...
 def _crc32c_portable(data: _Buffer, value: int = 0) -> int: ...
 def _encode_entry_portable(term: int, index: int, stamp: int, kind: int, payload: _Buffer) -> bytes: ...

@@ -2,10 +2,10 @@
 # cython: autotestdict=False, auto_pickle=False
 """The hot paths, compiled: the same names, results and errors as `_purelog`, which specifies them.
 
-Here the in-memory log; the codecs are in `_fastcodec.pxi`, checksum and byte order in `_fastlog.h`. There is no Python
-object per entry: `Log` keeps terms and sizes in C arrays and the bytes in the blocks they came in. What parses or
-verifies bytes is C that cannot raise; its caller raises what it found. The GIL is kept throughout: the longest call is
-the checksum of one block, which is shorter than waiting for the GIL back.
+Here the in-memory log; the codecs are in `_fastcodec.pxi` and `_fastcommands.pxi`, checksum and byte order in
+`_fastlog.h`. There is no Python object per entry: `Log` keeps terms and sizes in C arrays and the bytes in the blocks
+they came in. What parses or verifies bytes is C that cannot raise; its caller raises what it found. The GIL is kept
+throughout: the longest call is the checksum of one block, which is shorter than waiting for the GIL back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from libc.string cimport memcpy, memmove
 from operator import index as as_int
 
 from smtpraft._logformat import (
+    COMMAND_HEADER_BYTES,
+    COMMAND_TAG,
     ENTRY_BYTES_MAX,
     ENTRY_CONF_CHANGE,
     ENTRY_CONF_CHANGE_V2,
@@ -57,6 +59,7 @@ __all__ = [
     "NotCached",
     "Unavailable",
     "block_range",
+    "commands",
     "crc32c",
     "decode_entries",
     "decode_heartbeat",
@@ -65,11 +68,13 @@ __all__ = [
     "encode_frame",
     "encode_heartbeat",
     "encode_heartbeat_response",
+    "proposed",
     "quorum_index",
     "survey",
 ]
 
 include "_fastcodec.pxi"
+include "_fastcommands.pxi"
 
 
 cdef Py_ssize_t _above(const uint64_t *values, Py_ssize_t lo, Py_ssize_t hi, uint64_t limit) noexcept nogil:

@@ -11,6 +11,9 @@ Frame, big endian, 12 bytes before the head:
 `length` is head and tail together; `crc` is CRC-32C over the first 8 bytes and the head. The tail, which is entries,
 checks itself.
 
+A *command*, as `cluster.envelope` writes it, is the payload of a normal entry:
+    tag u8 = 1 | session u64 | seq u64 | done_below u64 | data
+
 Heartbeat: a frame of type 1 whose head is 9 u64; its response: a frame of type 2 whose head is 8 u64; no tail.
 """
 
@@ -24,6 +27,8 @@ ENTRY_NORMAL: Final = 0
 ENTRY_CONF_CHANGE: Final = 1
 ENTRY_CONF_CHANGE_V2: Final = 2
 ENTRY_HEADER_BYTES: Final = 36
+COMMAND_TAG: Final = 1
+COMMAND_HEADER_BYTES: Final = 25
 ENTRY_BYTES_MAX: Final = 4 * 1024 * 1024  # A larger size is refused before anything is allocated for it.
 INDEX_MAX: Final = 2**64 - 2  # One less than a u64 holds, so that "the index after the last" is one too.
 

@@ -13,8 +13,11 @@ from operator import index as as_int
 from typing import Final, final
 
 from smtpraft._logformat import (
+    COMMAND_HEADER_BYTES,
+    COMMAND_TAG,
     ENTRY_BYTES_MAX,
     ENTRY_HEADER_BYTES,
+    ENTRY_NORMAL,
     FRAME_HEADER_BYTES,
     FRAME_HEARTBEAT,
     FRAME_HEARTBEAT_RESPONSE,
@@ -33,6 +36,7 @@ U64_MAX: Final = 2**64 - 1
 
 ENTRY_HEADER: Final = struct.Struct(">IIQQQB3s")
 _ENTRY_AFTER_CRC: Final = struct.Struct(">IQQQB3x")
+_COMMAND: Final = struct.Struct(">BQQQ")
 _U32: Final = struct.Struct(">I")
 _FRAME_BEFORE_CRC: Final = struct.Struct(">IHBB")
 _FRAME_HEADER: Final = struct.Struct(">IHBBI")
@@ -230,6 +234,62 @@ def block_range(block: Buffer) -> tuple[int, int, int, int]:
     records = list(parse_records(as_bytes(block)))
     (first_index, first_term, *_), (last_index, last_term, *_) = records[0], records[-1]
     return first_index, first_term, last_index, last_term
+
+
+def _walk(block: Buffer) -> Iterator[tuple[int, int, int, int, int, memoryview, bool]]:
+    """Yield (index, term, stamp, crc, kind, payload, is it a command) of each record, by its sizes alone."""
+    view = memoryview(as_bytes(block))
+    start = 0
+    while start < len(view):
+        left = len(view) - start
+        if left < ENTRY_HEADER_BYTES:
+            raise CorruptEntry("no whole entry")
+        crc, size, term, index, stamp, kind, _ = ENTRY_HEADER.unpack_from(view, start)
+        if not ENTRY_HEADER_BYTES <= size <= left:
+            raise CorruptEntry("no whole entry")
+        payload = view[start + ENTRY_HEADER_BYTES : start + size]
+        is_command = kind == ENTRY_NORMAL and len(payload) >= COMMAND_HEADER_BYTES and payload[0] == COMMAND_TAG
+        is_command = is_command and _COMMAND.unpack_from(payload)[1] != 0  # which no session is
+        yield index, term, stamp, crc, kind, payload, is_command
+        start += size
+
+
+def commands(block: Buffer) -> list[tuple[int, int, int, int, int, int, int, int, bytes]]:
+    """Return (index, term, stamp, crc, kind, session, seq, done_below, data) of each entry of `block`.
+
+    `data` is a command's; of what is no command, or of session 0, which there is not, it is the whole payload, and the
+    three numbers before it are 0. For bytes that were verified when they entered the log: neither checksums nor order
+    are looked at again.
+
+    Raises:
+        CorruptEntry: it does not consist of whole entries.
+    """
+    found = []
+    for index, term, stamp, crc, kind, payload, is_command in _walk(block):
+        session = seq = done_below = 0
+        if is_command:
+            _, session, seq, done_below = _COMMAND.unpack_from(payload)
+            payload = payload[COMMAND_HEADER_BYTES:]
+        found.append((index, term, stamp, crc, kind, session, seq, done_below, bytes(payload)))
+    return found
+
+
+def proposed(block: Buffer, session: int) -> list[tuple[int, int, bytes | None]]:
+    """Return (index, seq, None) of each command of `session` in `block`, and (index, kind, payload) of what is none.
+
+    In their order, for bytes as `commands` takes them. Commands of other sessions are passed over.
+
+    Raises:
+        CorruptEntry: it does not consist of whole entries.
+    """
+    session = u64(session)
+    found: list[tuple[int, int, bytes | None]] = []
+    for index, _, _, _, kind, payload, is_command in _walk(block):
+        if not is_command:
+            found.append((index, kind, bytes(payload)))
+        elif (told := _COMMAND.unpack_from(payload))[1] == session:
+            found.append((index, told[2], None))
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- frames

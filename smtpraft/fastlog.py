@@ -45,6 +45,7 @@ __all__ = [  # noqa: F405
     "NotCached",
     "Unavailable",
     "block_range",
+    "commands",
     "crc32c",
     "decode_entries",
     "decode_heartbeat",
@@ -53,6 +54,7 @@ __all__ = [  # noqa: F405
     "encode_frame",
     "encode_heartbeat",
     "encode_heartbeat_response",
+    "proposed",
     "quorum_index",
     "survey",
 ]

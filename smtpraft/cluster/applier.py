@@ -8,7 +8,6 @@ transaction, so the cost of a transaction is shared by all that waited for it. O
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,7 +30,6 @@ APPLY_BATCH_BYTES: Final = (
 )  # one transaction at most, so that a long replay does not hold the results back
 LAZY_BYTES_MAX: Final = 1024 * 1024  # what nobody waits for is applied at once when this much has gathered
 LAZY_S: Final = 0.1  # and when it has waited for so long, give or take a tick
-_RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
 
 NO_ROOM_RETRY_S: Final = 0.25
 
@@ -330,32 +328,31 @@ class Applier:
 
     def _admit(self, span: Span, items: list[Item], own: list[tuple[int, int, int]], result: Result) -> None:
         """Turn the records of `span`, which were verified when they entered the log, into items."""
-        sessions = self._sessions
-        view = memoryview(span)  # a body is copied once, when it is known what it is
-        at, end = 0, len(span)
-        while at < end:
-            crc, size, term, index, stamp, kind = _RECORD.unpack_from(span, at)
-            payload = view[at + fastlog.ENTRY_HEADER_BYTES : at + size]
-            at += size
-            if index <= self._machine_index:
+        sessions, node, applied = self._sessions, self._node, self._machine_index
+        for index, term, stamp, crc, kind, session, seq, done_below, data in fastlog.commands(span):
+            if index <= applied:
                 continue  # The machine has it: the log lost it, and has it again.
-            if kind != fastlog.ENTRY_NORMAL:
-                sessions.change_members(index, kind, bytes(payload))
-                items.append(Skipped(index, term, stamp, crc))
-                continue
-            item = sessions.admit(index, term, stamp, crc, payload)
-            match item:
-                case Command():
-                    if item.node == self._node:
-                        _, session, seq, _ = envelope.unpack_command(payload)
-                        own.append((len(items), session, seq))
-                case NodeUp():
-                    result.nodes_changed = True
-                    if item.node == self._node:
-                        result.opened = (index, envelope.decode_open(bytes(payload))[0])
-                case NodeDown():
-                    result.nodes_changed = True
-                case Skipped():
-                    if len(payload) == envelope.CANCEL_BYTES and payload[0] == envelope.CANCEL:
-                        result.cancelled.append(envelope.decode_cancel(bytes(payload)))
+            if session:
+                item: Item = sessions.admit_command(index, term, stamp, crc, session, seq, done_below, data)
+                if type(item) is Command and item.node == node:
+                    own.append((len(items), session, seq))
+            elif kind != fastlog.ENTRY_NORMAL:
+                sessions.change_members(index, kind, data)
+                item = Skipped(index, term, stamp, crc)
+            else:
+                item = sessions.admit(index, term, stamp, crc, data)
+                self._noted(item, data, result)
             items.append(item)
+
+    def _noted(self, item: Item, payload: bytes, result: Result) -> None:
+        """Tell of what is no command."""
+        match item:
+            case NodeUp():
+                result.nodes_changed = True
+                if item.node == self._node:
+                    result.opened = (item.index, envelope.decode_open(payload)[0])
+            case NodeDown():
+                result.nodes_changed = True
+            case Skipped():
+                if len(payload) == envelope.CANCEL_BYTES and payload[0] == envelope.CANCEL:
+                    result.cancelled.append(envelope.decode_cancel(payload))

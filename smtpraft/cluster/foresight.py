@@ -15,16 +15,13 @@ Loop thread only.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Final
 
+from smtpraft import fastlog
 from smtpraft.cluster import envelope
 from smtpraft.cluster.proposals import Proposals
-from smtpraft.fastlog import ENTRY_HEADER_BYTES, ENTRY_NORMAL
 from smtpraft.types import NodeId
-
-_RECORD: Final = struct.Struct(">IIQQQB")  # crc | size | term | index | stamp | kind: see `fastlog`
 
 
 class Foresight:
@@ -44,26 +41,19 @@ class Foresight:
         machine makes of those, somebody else may wait.
         """
         proposals = self._proposals
+        session = proposals.session
+        counts = self._counts(session)
         more = False
         for span in spans:
-            at = 0
-            while at < len(span):
-                _, size, _, index, _, kind = _RECORD.unpack_from(span, at)
-                payload_at = at + ENTRY_HEADER_BYTES
-                at += size
-                if kind != ENTRY_NORMAL or payload_at == at:
-                    more = True
-                    continue
-                what = span[payload_at]
-                if what == envelope.COMMAND:
-                    if at - payload_at >= envelope.COMMAND_HEADER_BYTES:
-                        _, session, seq, _ = envelope.unpack_command(span, payload_at)
-                        if session == proposals.session and self._counts(session):
-                            proposals.foresee(seq, index)
+            for index, number, payload in fastlog.proposed(span, session):
+                if payload is None:
+                    if counts:
+                        proposals.foresee(number, index)
                     continue
                 more = True
-                if what in _OF_SESSIONS:
-                    self._session_entry(what, index, bytes(span[payload_at:at]))
+                if number == fastlog.ENTRY_NORMAL and payload and payload[0] in _OF_SESSIONS:
+                    self._session_entry(payload[0], index, payload)
+                    counts = self._counts(session)
         return more
 
     @property

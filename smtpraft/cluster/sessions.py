@@ -62,7 +62,7 @@ class Sessions:
         """Return a node's open session."""
         return self._by_node.get(node)
 
-    def admit(self, index: int, term: int, stamp: int, crc: int, payload: bytes | memoryview) -> Item:
+    def admit(self, index: int, term: int, stamp: int, crc: int, payload: bytes) -> Item:
         """Return what the state machine shall be given for a normal entry, and remember it.
 
         Anything that must not count, or that no version of ours wrote, is `Skipped`: the log cannot be argued with.
@@ -71,16 +71,9 @@ class Sessions:
             return Skipped(index, term, stamp, crc)
         kind = payload[0]
         if kind == envelope.COMMAND and len(payload) >= envelope.COMMAND_HEADER_BYTES:
-            _, session_id, seq, done_below = envelope.unpack_command(payload)
-            session = self._by_id.get(session_id)
-            if session is None or seq < session.done_below or seq in session.done:
-                return Skipped(index, term, stamp, crc)
-            session.done.add(seq)
-            if done_below > session.done_below:
-                self._forget_below(session, done_below)
-            command = bytes(payload[envelope.COMMAND_HEADER_BYTES :])
-            return Command(index, term, stamp, crc, session.node, command)
-        payload = bytes(payload)
+            _, session, seq, done_below = envelope.unpack_command(payload)
+            data = payload[envelope.COMMAND_HEADER_BYTES :]
+            return self.admit_command(index, term, stamp, crc, session, seq, done_below, data)
         try:
             if kind == envelope.OPEN:
                 return self._open(index, term, stamp, crc, payload)
@@ -93,6 +86,18 @@ class Sessions:
         except ValueError:
             log.warning("skipped index=%d reason='an entry that no release of this format writes'", index)
         return Skipped(index, term, stamp, crc)
+
+    def admit_command(
+        self, index: int, term: int, stamp: int, crc: int, session_id: int, seq: int, done_below: int, data: bytes
+    ) -> Command | Skipped:
+        """As `admit`, of a command that was taken out of its envelope."""
+        session = self._by_id.get(session_id)
+        if session is None or seq < session.done_below or seq in session.done:
+            return Skipped(index, term, stamp, crc)
+        session.done.add(seq)
+        if done_below > session.done_below:
+            self._forget_below(session, done_below)
+        return Command(index, term, stamp, crc, session.node, data)
 
     def change_members(self, index: int, kind: int, payload: bytes) -> None:
         """Apply a membership entry."""

@@ -8,6 +8,9 @@ from typing import Final
 
 import pytest
 
+from smtpraft.cluster import envelope
+from smtpraft.types import NodeId
+
 DATA: Final = Path(__file__).parents[1] / "data"
 HEADER: Final = 36
 MIB: Final = 1024 * 1024
@@ -119,6 +122,54 @@ def test_a_block_holds_entries_one_after_the_other(half: ModuleType) -> None:
     expected = [(10, 3, 99, 0, b"a"), (11, 3, 99, 0, b""), (12, 3, 99, 0, b"ccc"), (13, 4, 100, 2, b"d")]
     for given in (block + later, bytearray(block + later), memoryview(block + later)):
         assert half.decode_entries(given) == expected
+
+
+def test_commands_come_out_of_their_envelopes_and_all_else_as_it_is(half: ModuleType) -> None:
+    command = envelope.encode_command(7, 41, 40, b"do it")
+    opening = envelope.encode_open(bytes(16), NodeId("node-1"))
+    nobody = envelope.encode_command(0, 1, 1, b"\0" * 30)  # of no session: never to be taken for what lies in it
+    block = half.encode_entries(3, 10, 99, half.ENTRY_NORMAL, [command, b"", opening, command[:24], nobody])
+    block += half.encode_entries(4, 15, 99, half.ENTRY_CONF_CHANGE, [command])
+    crcs = [entry[3] for entry in half.commands(block)]
+    assert half.commands(memoryview(block)) == [
+        (10, 3, 99, crcs[0], half.ENTRY_NORMAL, 7, 41, 40, b"do it"),
+        (11, 3, 99, crcs[1], half.ENTRY_NORMAL, 0, 0, 0, b""),
+        (12, 3, 99, crcs[2], half.ENTRY_NORMAL, 0, 0, 0, opening),
+        (13, 3, 99, crcs[3], half.ENTRY_NORMAL, 0, 0, 0, command[:24]),
+        (14, 3, 99, crcs[4], half.ENTRY_NORMAL, 0, 0, 0, nobody),
+        (15, 4, 99, crcs[5], half.ENTRY_CONF_CHANGE, 0, 0, 0, command),
+    ]
+    assert [crc.to_bytes(4) for crc in crcs] == [record[:4] for record in records_of(block)]
+
+
+def test_what_a_session_proposed_comes_with_what_may_end_it_in_the_order_of_the_log(half: ModuleType) -> None:
+    opening = envelope.encode_open(bytes(16), NodeId("node-1"))
+    payloads = [envelope.encode_command(session, seq, 1, b"x" * 50) for session, seq in ((7, 1), (8, 1), (7, 2))]
+    payloads[2:2] = [opening]
+    block = half.encode_entries(3, 10, 99, half.ENTRY_NORMAL, payloads)
+    assert half.proposed(block, 7) == [(10, 1, None), (12, half.ENTRY_NORMAL, opening), (13, 2, None)]
+    assert half.proposed(block, 0) == [(12, half.ENTRY_NORMAL, opening)]
+    assert half.proposed(b"", 7) == half.commands(b"") == []
+
+
+@pytest.mark.parametrize("cut", [1, 35, 36, 60])
+def test_half_an_entry_is_no_command(half: ModuleType, cut: int) -> None:
+    block = half.encode_entries(3, 10, 99, half.ENTRY_NORMAL, [envelope.encode_command(7, 1, 1, b"x")])
+    for read in (half.commands, lambda data: half.proposed(data, 7)):
+        with pytest.raises(half.CorruptEntry):
+            read(block[:cut])
+        with pytest.raises(half.CorruptEntry):
+            read(block[:4] + (35).to_bytes(4) + block[8:])
+
+
+def records_of(block: bytes) -> list[bytes]:
+    """Cut by the sizes in the records."""
+    records = []
+    while block:
+        size = int.from_bytes(block[4:8])
+        records.append(block[:size])
+        block = block[size:]
+    return records
 
 
 def test_a_payload_may_come_from_any_iterable(half: ModuleType) -> None:

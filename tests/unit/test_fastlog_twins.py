@@ -39,13 +39,21 @@ PAYLOADS = st.lists(st.binary(max_size=40), max_size=5)
 NOT_PAYLOADS = st.sampled_from([None, "text", 7, b"abc", [b"x", "y"], [bytearray(b"x")], (b"x", None), {b"x": 1}])
 
 
+COMMANDS = st.builds(
+    lambda tag, session, rest: bytes((tag,)) + session.to_bytes(8) + rest,
+    st.sampled_from([1, 1, 1, 0, 2]),
+    st.sampled_from([0, 1, 7, U64_MAX]),
+    st.binary(max_size=40),
+)
+
+
 @st.composite
 def blocks(draw: st.DrawFn) -> bytes:
     """A block; often with a hole, a step back, a flipped byte, a cut end or other bytes after it."""
     index = draw(st.one_of(st.integers(1, 20), st.integers(1, U64_MAX - 10)))
     term = draw(st.integers(0, 5))
     parts = []
-    for payload in draw(st.lists(st.binary(max_size=20), min_size=1, max_size=5)):
+    for payload in draw(st.lists(st.one_of(st.binary(max_size=20), COMMANDS), min_size=1, max_size=5)):
         parts.append(_purelog.encode_entries(term, index, draw(st.integers(0, 9)), draw(st.integers(0, 3)), [payload]))
         index += draw(st.sampled_from([1, 1, 1, 1, 1, 1, 1, 1, 0, 2]))
         term = max(0, term + draw(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3, -1])))
@@ -99,6 +107,12 @@ def test_encoders_of_entries_agree(arguments: tuple[object, ...]) -> None:
 def test_decoders_of_entries_agree(block: object) -> None:
     assert outcome(_fastlog.decode_entries, block) == outcome(_purelog.decode_entries, block)
     assert outcome(_fastlog.block_range, block) == outcome(_purelog.block_range, block)
+
+
+@given(st.one_of(blocks(), blocks(), DATA), st.one_of(st.sampled_from([0, 1, 7, U64_MAX]), NUMBERS))
+def test_readers_of_commands_agree(block: object, session: object) -> None:
+    assert outcome(_fastlog.commands, block) == outcome(_purelog.commands, block)
+    assert outcome(_fastlog.proposed, block, session) == outcome(_purelog.proposed, block, session)
 
 
 @given(st.tuples(NUMBERS, st.one_of(st.binary(max_size=90), DATA), NUMBERS))

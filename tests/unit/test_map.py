@@ -40,6 +40,7 @@ PART_OF: Final = {
     "_version": "version",
     "__main__": "cli",
     "_fastcodec": "fastlog",
+    "_fastcommands": "fastlog",
     "_fastlog": "fastlog",
     "_logformat": "fastlog",
     "_purecodec": "fastlog",
