@@ -40,7 +40,12 @@ class Counters(msgspec.Struct, omit_defaults=True):
             self.queued += sign
         self.recipients += sign * message.open_count
         self.size_bytes += sign * message.size_bytes
-        self.own(message.owner, sign)
+        owners, owner = self.owners, message.owner  # as `own`
+        owned = owners.get(owner, 0) + sign
+        if owned:
+            owners[owner] = owned
+        else:
+            owners.pop(owner, None)
 
     def own(self, node: str, count: int) -> None:
         """`node` owns `count` messages more."""

@@ -78,6 +78,11 @@ class Message(msgspec.Struct, gc=False):
         cls, header: AcceptHeader, node: NodeId, index: int, now_ms: int, body_offset: int, body_bytes: int
     ) -> Message:
         """Return what the command in the entry at `index` makes, proposed by `node`; of its chunks nothing yet."""
+        addresses = header.recipients
+        if len(addresses) == 1:  # nearly all messages
+            recipients = [Recipient(0, addresses[0])]
+        else:
+            recipients = [Recipient(ordinal, address) for ordinal, address in enumerate(addresses)]
         return cls(
             index << ORDINAL_BITS,
             node,
@@ -94,8 +99,8 @@ class Message(msgspec.Struct, gc=False):
             header.client_host,
             header.helo,
             header.auth,
-            [Recipient(ordinal, address) for ordinal, address in enumerate(header.recipients)],
-            len(header.recipients),
+            recipients,
+            len(recipients),
         )
 
     @property
