@@ -63,8 +63,9 @@ class Proposing:
 
     def forwarded(self, sender: NodeId, payloads: Sequence[tuple[int, bytes]]) -> None:
         """A follower wants these proposed, in this order."""
-        self._forwarded.extend(payload for _, payload in payloads)
-        self._held_bytes += sum(len(payload) for _, payload in payloads)
+        commands = [payload for _, payload in payloads]
+        self._forwarded += commands
+        self._held_bytes += sum(map(len, commands))
         self._senders[sender] = None
 
     def turn(self, leader_since: float) -> None:
