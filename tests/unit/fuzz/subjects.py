@@ -219,10 +219,28 @@ def check_frames(random: Random) -> None:
     assert outcome(lambda: frames(_fastlog, second)) == plain, (stream, second)
 
 
+def check_entries(random: Random) -> None:
+    """What is read of entries, whole and damaged: as the log verifies them, and as committed ones are read."""
+    session = random.choice((0, 7, 1 << 63))
+    payloads = [
+        random.choice((b"\x01" + random.choice((0, 7, 1 << 63)).to_bytes(8), b"\x00", b"\x03", b""))
+        + random.randbytes(random.choice((0, 15, 16, 17, 60)))
+        for _ in range(random.randint(1, 5))
+    ]
+    block = _purelog.encode_entries(3, random.choice((1, 9)), 5, random.choice((0, 0, 0, 1, 2)), payloads)
+    data = change(random, block)
+    for read in ("commands", "decode_entries", "block_range"):
+        plain = outcome(lambda read=read: getattr(_purelog, read)(data))  # type: ignore[misc]
+        assert outcome(lambda read=read: getattr(_fastlog, read)(data)) == plain, (read, data)  # type: ignore[misc]
+    plain = outcome(lambda: _purelog.proposed(data, session))
+    assert outcome(lambda: _fastlog.proposed(data, session)) == plain, (data, session)
+
+
 SUBJECTS: Final[dict[str, Callable[[Random], None]]] = {
     "conversation": check_conversation,
     "path": check_path,
     "frames": check_frames,
+    "entries": check_entries,
 }
 
 
