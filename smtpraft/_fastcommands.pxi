@@ -3,7 +3,7 @@
 
 cdef inline const uint8_t *_record_at(const uint8_t *p, const uint8_t *end) except NULL:
     """Return where the record at `p` ends. It was verified before; that it lies within its bytes is looked at again."""
-    if end - p < HEADER or load_u32(p + 4) < HEADER or <Py_ssize_t>load_u32(p + 4) > end - p:
+    if end - p < HEADER or load_u32(p + 4) < HEADER or <uint64_t>load_u32(p + 4) > <uint64_t>(end - p):
         raise CorruptEntry("no whole entry")
     return p + load_u32(p + 4)
 
@@ -22,8 +22,9 @@ cdef object _in_one_piece(object block):
     return view.cast("B") if view.c_contiguous else bytes(view)
 
 
-def commands(block):
+def commands(block, start=0):
     """See `_purecodec.commands`."""
+    cdef uint64_t at = _u64(start)
     cdef const uint8_t[::1] view = _in_one_piece(block)
     cdef Py_ssize_t size = view.shape[0]
     cdef const uint8_t *p
@@ -32,11 +33,11 @@ def commands(block):
     cdef const uint8_t *data
     cdef uint64_t session, seq, done_below
     cdef list found = []
-    if size == 0:
-        return found
-    p = &view[0]
-    stop = p + size
-    while p < stop:
+    if at >= <uint64_t>size:
+        return found, at
+    p = &view[0] + at
+    stop = &view[0] + size
+    while p < stop and PyList_GET_SIZE(found) < TOGETHER:
         end = _record_at(p, stop)
         data = p + HEADER
         session = seq = done_below = 0
@@ -55,7 +56,7 @@ def commands(block):
             PyBytes_FromStringAndSize(<const char *>data, end - data),
         ))
         p = end
-    return found
+    return found, p - &view[0]
 
 
 def proposed(block, session):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
 from cpython.long cimport PyLong_AsUnsignedLongLong, PyLong_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -21,6 +22,7 @@ from libc.string cimport memcpy, memmove
 from operator import index as as_int
 
 from smtpraft._logformat import (
+    COMMANDS_MAX,
     COMMAND_HEADER_BYTES,
     COMMAND_TAG,
     ENTRY_BYTES_MAX,

@@ -29,6 +29,7 @@ ENTRY_CONF_CHANGE_V2: Final = 2
 ENTRY_HEADER_BYTES: Final = 36
 COMMAND_TAG: Final = 1
 COMMAND_HEADER_BYTES: Final = 25
+COMMANDS_MAX: Final = 128  # are read in one call: other threads wait for the interpreter that long
 ENTRY_BYTES_MAX: Final = 4 * 1024 * 1024  # A larger size is refused before anything is allocated for it.
 INDEX_MAX: Final = 2**64 - 2  # One less than a u64 holds, so that "the index after the last" is one too.
 

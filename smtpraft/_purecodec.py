@@ -9,12 +9,14 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from operator import index as as_int
 from typing import Final, final
 
 from smtpraft._logformat import (
     COMMAND_HEADER_BYTES,
     COMMAND_TAG,
+    COMMANDS_MAX,
     ENTRY_BYTES_MAX,
     ENTRY_HEADER_BYTES,
     ENTRY_NORMAL,
@@ -236,10 +238,9 @@ def block_range(block: Buffer) -> tuple[int, int, int, int]:
     return first_index, first_term, last_index, last_term
 
 
-def _walk(block: Buffer) -> Iterator[tuple[int, int, int, int, int, memoryview, bool]]:
+def _walk(block: Buffer, start: int = 0) -> Iterator[tuple[int, int, int, int, int, memoryview, bool]]:
     """Yield (index, term, stamp, crc, kind, payload, is it a command) of each record, by its sizes alone."""
     view = memoryview(as_bytes(block))
-    start = 0
     while start < len(view):
         left = len(view) - start
         if left < ENTRY_HEADER_BYTES:
@@ -254,24 +255,27 @@ def _walk(block: Buffer) -> Iterator[tuple[int, int, int, int, int, memoryview, 
         start += size
 
 
-def commands(block: Buffer) -> list[tuple[int, int, int, int, int, int, int, int, bytes]]:
-    """Return (index, term, stamp, crc, kind, session, seq, done_below, data) of each entry of `block`.
+def commands(block: Buffer, start: int = 0) -> tuple[list[tuple[int, int, int, int, int, int, int, int, bytes]], int]:
+    """Return (index, term, stamp, crc, kind, session, seq, done_below, data) of each of the entries from `start` on, at
+    most `COMMANDS_MAX` of them, and where the next one begins: the length of `block` when that were all.
 
     `data` is a command's; of what is no command, or of session 0, which there is not, it is the whole payload, and the
     three numbers before it are 0. For bytes that were verified when they entered the log: neither checksums nor order
     are looked at again.
 
     Raises:
-        CorruptEntry: it does not consist of whole entries.
+        CorruptEntry: these are no whole entries.
     """
+    start = u64(start)
     found = []
-    for index, term, stamp, crc, kind, payload, is_command in _walk(block):
+    for index, term, stamp, crc, kind, payload, is_command in islice(_walk(block, start), COMMANDS_MAX):
+        start += ENTRY_HEADER_BYTES + len(payload)
         session = seq = done_below = 0
         if is_command:
             _, session, seq, done_below = _COMMAND.unpack_from(payload)
             payload = payload[COMMAND_HEADER_BYTES:]
         found.append((index, term, stamp, crc, kind, session, seq, done_below, bytes(payload)))
-    return found
+    return found, start
 
 
 def proposed(block: Buffer, session: int) -> list[tuple[int, int, bytes | None]]:

@@ -328,8 +328,20 @@ class Applier:
 
     def _admit(self, span: Span, items: list[Item], own: list[tuple[int, int, int]], result: Result) -> None:
         """Turn the records of `span`, which were verified when they entered the log, into items."""
+        at, end = 0, len(span)
+        while at < end:
+            entries, at = fastlog.commands(span, at)
+            self._admit_each(entries, items, own, result)
+
+    def _admit_each(
+        self,
+        entries: Sequence[tuple[int, int, int, int, int, int, int, int, bytes]],
+        items: list[Item],
+        own: list[tuple[int, int, int]],
+        result: Result,
+    ) -> None:
         sessions, node, applied = self._sessions, self._node, self._machine_index
-        for index, term, stamp, crc, kind, session, seq, done_below, data in fastlog.commands(span):
+        for index, term, stamp, crc, kind, session, seq, done_below, data in entries:
             if index <= applied:
                 continue  # The machine has it: the log lost it, and has it again.
             if session:

@@ -50,15 +50,20 @@ class RelayPolicy:
     def __init__(
         self, *, hostname: str, relay_networks: Iterable[str], local_domains: Iterable[str], postmaster: str
     ) -> None:
-        self._networks = [ipaddress.ip_network(network) for network in relay_networks]
-        self.may_relay = lru_cache(_REMEMBERED)(self._may_relay)
-        """`may_relay(client)`: may this client send to anybody?"""
+        networks = [ipaddress.ip_network(network) for network in relay_networks]
+
+        @lru_cache(_REMEMBERED)
+        def in_networks(client: IpAddress) -> bool:
+            return any(client in network for network in networks)
+
+        self._in_networks = in_networks
         self._local_domains = frozenset(domain.lower() for domain in (hostname, *local_domains))
         self.postmaster = postmaster or f"postmaster@{hostname}"
         """Where mail to a bare `postmaster` goes."""
 
-    def _may_relay(self, client: IpAddress | None) -> bool:
-        return client is not None and any(client in network for network in self._networks)
+    def may_relay(self, client: IpAddress | None) -> bool:
+        """May this client send to anybody?"""
+        return client is not None and self._in_networks(client)
 
     def is_local(self, domain: str) -> bool:
         """May everybody send to this domain?"""

@@ -130,8 +130,10 @@ def test_commands_come_out_of_their_envelopes_and_all_else_as_it_is(half: Module
     nobody = envelope.encode_command(0, 1, 1, b"\0" * 30)  # of no session: never to be taken for what lies in it
     block = half.encode_entries(3, 10, 99, half.ENTRY_NORMAL, [command, b"", opening, command[:24], nobody])
     block += half.encode_entries(4, 15, 99, half.ENTRY_CONF_CHANGE, [command])
-    crcs = [entry[3] for entry in half.commands(block)]
-    assert half.commands(memoryview(block)) == [
+    found, end = half.commands(memoryview(block))
+    assert end == len(block)
+    crcs = [entry[3] for entry in found]
+    assert found == [
         (10, 3, 99, crcs[0], half.ENTRY_NORMAL, 7, 41, 40, b"do it"),
         (11, 3, 99, crcs[1], half.ENTRY_NORMAL, 0, 0, 0, b""),
         (12, 3, 99, crcs[2], half.ENTRY_NORMAL, 0, 0, 0, opening),
@@ -149,7 +151,21 @@ def test_what_a_session_proposed_comes_with_what_may_end_it_in_the_order_of_the_
     block = half.encode_entries(3, 10, 99, half.ENTRY_NORMAL, payloads)
     assert half.proposed(block, 7) == [(10, 1, None), (12, half.ENTRY_NORMAL, opening), (13, 2, None)]
     assert half.proposed(block, 0) == [(12, half.ENTRY_NORMAL, opening)]
-    assert half.proposed(b"", 7) == half.commands(b"") == []
+    assert half.proposed(b"", 7) == []
+    assert half.commands(b"") == ([], 0)
+
+
+def test_many_commands_are_read_in_pieces(half: ModuleType) -> None:
+    """A thread that reads a whole log must not keep the others from the interpreter all the while."""
+    block = half.encode_entries(
+        3, 10, 99, half.ENTRY_NORMAL, [envelope.encode_command(7, n, 1, b"x") for n in range(300)]
+    )
+    at, pieces = 0, []
+    while at < len(block):
+        piece, at = half.commands(block, at)
+        pieces.append([entry[0] for entry in piece])
+    assert [len(piece) for piece in pieces] == [128, 128, 44]
+    assert [index for piece in pieces for index in piece] == list(range(10, 310))
 
 
 @pytest.mark.parametrize("cut", [1, 35, 36, 60])

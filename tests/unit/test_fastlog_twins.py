@@ -111,7 +111,8 @@ def test_decoders_of_entries_agree(block: object) -> None:
 
 @given(st.one_of(blocks(), blocks(), DATA), st.one_of(st.sampled_from([0, 1, 7, U64_MAX]), NUMBERS))
 def test_readers_of_commands_agree(block: object, session: object) -> None:
-    assert outcome(_fastlog.commands, block) == outcome(_purelog.commands, block)
+    for start in (0, 36, session):
+        assert outcome(_fastlog.commands, block, start) == outcome(_purelog.commands, block, start)
     assert outcome(_fastlog.proposed, block, session) == outcome(_purelog.proposed, block, session)
 
 

@@ -89,7 +89,8 @@ class _Client(asyncio.Protocol):
             self._answer(1, 0)
 
     def _answer(self, status: int, index: int) -> None:
-        self._transport.write(_REPLY.pack(status, index))
+        if not self._transport.is_closing():  # a client that left waits for nothing, and uvloop would raise
+            self._transport.write(_REPLY.pack(status, index))
 
 
 def _index(index: int) -> object:
