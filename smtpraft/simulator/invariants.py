@@ -461,14 +461,18 @@ class Invariants:
             raise Violation("R4", f"{process.id} leads term {term} without {index}, which is committed")
 
     def _leases_are_over(self, process: Process, term: int) -> None:
-        """S3: who may answer reads on its word alone is the only leader there is (thesis §6.4.1)."""
+        """S3: who may answer reads on its word alone is the only leader there is that can commit (thesis §6.4.1).
+
+        One of an older term may be elected late, by votes that waited while it stood still. It can commit nothing: of
+        each majority somebody is in the newer term.
+        """
         if not process.plan.lease_reads:
             return
         for host in self._hosts.values():
             other = host.process
             if other is None or other is process or other.core.role is not Role.LEADER:
                 continue
-            if lease_stands(other.core.raft):
+            if other.core.term < term and lease_stands(other.core.raft):
                 raise Violation("S3", f"{process.id} leads term {term} while {other.id} may read by its lease")
 
     def _commit_moved(self, process: Process, commit: int, *, leading: bool) -> None:

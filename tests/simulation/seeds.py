@@ -52,6 +52,10 @@ PINNED: Final[tuple[tuple[Order, str], ...]] = (
         "the same, where no segment was left and none could be begun",
     ),
     (
+        Order(822115440, seconds=10),
+        "a bug of the simulator: a leader of an older term, elected late, was taken for the end of a newer one's lease",
+    ),
+    (
         Order(249, seconds=10, only=frozenset({"crash", "crash-persist", "power", "rot"})),
         "a term that a loss of power had left to the promises alone was forgotten with their file",
     ),
