@@ -40,12 +40,7 @@ class Counters(msgspec.Struct, omit_defaults=True):
             self.queued += sign
         self.recipients += sign * message.open_count
         self.size_bytes += sign * message.size_bytes
-        owners, owner = self.owners, message.owner  # as `own`
-        owned = owners.get(owner, 0) + sign
-        if owned:
-            owners[owner] = owned
-        else:
-            owners.pop(owner, None)
+        self.own(message.owner, sign)
 
     def own(self, node: str, count: int) -> None:
         """`node` owns `count` messages more."""

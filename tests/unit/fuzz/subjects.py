@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from types import ModuleType
 from typing import Any, Final
@@ -230,8 +231,8 @@ def check_entries(random: Random) -> None:
     block = _purelog.encode_entries(3, random.choice((1, 9)), 5, random.choice((0, 0, 0, 1, 2)), payloads)
     data = change(random, block)
     for read in ("commands", "decode_entries", "block_range"):
-        plain = outcome(lambda read=read: getattr(_purelog, read)(data))  # type: ignore[misc]
-        assert outcome(lambda read=read: getattr(_fastlog, read)(data)) == plain, (read, data)  # type: ignore[misc]
+        plain = outcome(partial(getattr(_purelog, read), data))
+        assert outcome(partial(getattr(_fastlog, read), data)) == plain, (read, data)
     plain = outcome(lambda: _purelog.proposed(data, session))
     assert outcome(lambda: _fastlog.proposed(data, session)) == plain, (data, session)
 
